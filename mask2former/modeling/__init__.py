@@ -1,0 +1,1 @@
+"""The parts of the segmenter; importing this package registers them."""

@@ -1,0 +1,102 @@
+"""Names in a configuration to classes in the code.
+
+Four registries with detectron2's names hold every exchangeable part. A registered class takes explicit keywords and
+offers a classmethod `from_config(cfg, ...)` that reads them from a configuration; `build_from_cfg` joins the two.
+The configuration may be ours or detectron2's: only attribute access is used.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from fvcore.common.registry import Registry as FvcoreRegistry
+from torch import nn
+
+from .structures import ShapeSpec
+
+logger = logging.getLogger(__name__)
+
+
+class Registry(FvcoreRegistry):
+    """fvcore's registry with a lookup error that names the valid choices."""
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def names(self) -> list[str]:
+        """Return the registered names in alphabetical order."""
+        return sorted(name for name, _ in self)
+
+    def get(self, name: str) -> Any:
+        """Return the object registered as `name`; KeyError lists what exists."""
+        if name in self:
+            return super().get(name)
+        close = get_close_matches(str(name), self.names(), n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        valid = ", ".join(self.names()) or "none; import the module that registers it"
+        raise KeyError(f"No object named {name!r} in the {self.name} registry.{hint} Registered names: {valid}.")
+
+
+META_ARCH_REGISTRY = Registry("META_ARCH")
+BACKBONE_REGISTRY = Registry("BACKBONE")
+SEM_SEG_HEADS_REGISTRY = Registry("SEM_SEG_HEADS")  # heads and pixel decoders
+TRANSFORMER_MODULE_REGISTRY = Registry("TRANSFORMER_MODULE")
+
+
+def build_from_cfg(registry: FvcoreRegistry, name: str, cfg: Any, *args: Any) -> Any:
+    """Build the object registered as `name` from a configuration.
+
+    A class with `from_config` is called with the dictionary that `from_config(cfg, *args)` returns. Everything else
+    (a plain function, or a class written for detectron2) is called as `obj(cfg, *args)`.
+    """
+    factory: Callable[..., Any] = registry.get(name)
+    from_config = getattr(factory, "from_config", None)
+    if from_config is None:
+        return factory(cfg, *args)
+    return factory(**from_config(cfg, *args))
+
+
+def build_backbone(cfg: Any, input_shape: ShapeSpec | None = None) -> nn.Module:
+    """Build `cfg.MODEL.BACKBONE.NAME`; the input has as many channels as `MODEL.PIXEL_MEAN` unless told otherwise."""
+    if input_shape is None:
+        input_shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))
+    name = cfg.MODEL.BACKBONE.NAME
+    backbone = build_from_cfg(BACKBONE_REGISTRY, name, cfg, input_shape)
+    if not isinstance(backbone, nn.Module) or not callable(getattr(backbone, "output_shape", None)):
+        raise TypeError(
+            f"MODEL.BACKBONE.NAME {name!r} built a {type(backbone).__name__}; expected a module with output_shape(), "
+            "see mask2former.modeling.backbone.Backbone."
+        )
+    return backbone
+
+
+def build_sem_seg_head(cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> nn.Module:
+    """Build `cfg.MODEL.SEM_SEG_HEAD.NAME` for the feature maps described by `input_shape`."""
+    return build_from_cfg(SEM_SEG_HEADS_REGISTRY, cfg.MODEL.SEM_SEG_HEAD.NAME, cfg, input_shape)
+
+
+def build_model(cfg: Any) -> nn.Module:
+    """Build `cfg.MODEL.META_ARCHITECTURE`, without weights, on `cfg.MODEL.DEVICE`."""
+    model = build_from_cfg(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, cfg)
+    return model.to(resolve_device(cfg.MODEL.DEVICE))
+
+
+def resolve_device(name: str | torch.device) -> torch.device:
+    """Turn `MODEL.DEVICE` into a device that exists here; without CUDA "cuda" becomes the CPU, with a warning."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"MODEL.DEVICE must be a torch device such as 'cuda' or 'cpu', got {name!r}.") from error
+    if device.type != "cuda":
+        return device
+    if not torch.cuda.is_available():
+        logger.warning("MODEL.DEVICE is %r but CUDA is not available here; using the CPU.", str(name))
+        return torch.device("cpu")
+    if device.index is not None and device.index >= torch.cuda.device_count():
+        raise ValueError(f"MODEL.DEVICE is {name!r} but there are {torch.cuda.device_count()} CUDA devices here.")
+    return device
