@@ -1,0 +1,37 @@
+"""Video instance segmentation: LBVQ and its peers in one framework.
+
+Everything named in `__all__` is loaded when it is first used, so `import lbvq` is quick and needs no GPU library.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {  # public name: module that defines it
+    "CfgNode": "lbvq.config",
+    "StreamPredictor": "lbvq.api",
+    "VideoPrediction": "lbvq.results",
+    "VideoPredictor": "lbvq.api",
+    "add_lbvq_config": "lbvq.config",
+    "build_model": "lbvq.zoo",
+    "get_cfg": "lbvq.config",
+    "load_model": "lbvq.zoo",
+    "load_weights": "lbvq.engine.checkpoint",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'lbvq' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,245 @@
+"""Keys of each method, one section per method.
+
+Every `add_*_config` takes the configuration it extends, ours or detectron2's, and adds the keys it lacks; existing keys
+keep their values, so calling one twice, or after `get_cfg()`, changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fvcore.common.config import CfgNode as FvcoreCfgNode
+
+from lbvq.config.defaults import MODEL, SOLVER, TEST
+from lbvq.config.node import add_missing
+
+# -- shared by several methods ---------------------------------------------------------------------------------------
+
+CLIP_SAMPLING: dict[str, Any] = {
+    "INPUT": {
+        "SAMPLING_FRAME_NUM": 2,  # frames of a training clip
+        "SAMPLING_FRAME_RANGE": 20,  # how far from the reference frame the others may lie, frames
+        "SAMPLING_FRAME_SHUFFLE": False,  # shuffle the frames of a clip
+        "AUGMENTATIONS": [],  # of "brightness", "contrast", "saturation", "rotation"
+    }
+}
+
+JOINT_TRAINING: dict[str, Any] = {
+    "DATASETS": {"DATASET_RATIO": []},  # share of each training set when there are several
+    "INPUT": {
+        "PSEUDO": {  # clips made from single images
+            "AUGMENTATIONS": ["rotation"],  # as INPUT.AUGMENTATIONS, drawn per frame
+            "MIN_SIZE_TRAIN": (480, 512, 544, 576, 608, 640, 672, 704, 736, 768),  # short sides to draw from
+            "MAX_SIZE_TRAIN": 768,  # limit of the long side
+            "MIN_SIZE_TRAIN_SAMPLING": "choice_by_clip",  # as INPUT.MIN_SIZE_TRAIN_SAMPLING
+            "CROP": {
+                "ENABLED": False,  # random crop
+                "TYPE": "absolute_range",  # as INPUT.CROP.TYPE
+                "SIZE": (384, 600),  # as INPUT.CROP.SIZE
+            },
+        },
+        "LSJ_AUG": {  # large-scale jitter instead of resizing and cropping
+            "ENABLED": False,  # use it
+            "IMAGE_SIZE": 1024,  # side of the square result
+            "MIN_SCALE": 0.1,  # smallest scale
+            "MAX_SCALE": 2.0,  # largest scale
+        },
+    },
+}
+
+CLIP_HEAD: dict[str, Any] = {  # the module over frame queries that LBVQ and VITA share
+    "NHEADS": 8,  # attention heads
+    "DROPOUT": 0.0,  # see unused.py
+    "DIM_FEEDFORWARD": 2048,  # width of the feed-forward layers
+    "DEC_LAYERS": 6,  # clip decoder layers
+    "PRE_NORM": False,  # normalise before attention instead of after
+    "HIDDEN_DIM": 256,  # channels
+    "NUM_OBJECT_QUERIES": 100,  # clip queries
+    "ENFORCE_INPUT_PROJ": True,  # project frame queries even when the width fits
+    "NO_OBJECT_WEIGHT": 0.1,  # weight of "no object" in the classification loss
+    "DEEP_SUPERVISION": True,  # losses after every clip decoder layer
+    "LAST_LAYER_NUM": 3,  # frame decoder outputs the clip module trains on
+    "MULTI_CLS_ON": True,  # see unused.py
+    "APPLY_CLS_THRES": 0.01,  # see unused.py
+    "SIM_USE_CLIP": True,  # similarity loss between frame and clip queries
+    "SIM_WEIGHT": 0.5,  # weight of the similarity loss
+    "FREEZE_DETECTOR": False,  # train the clip module only
+    "TEST_RUN_CHUNK_SIZE": 18,  # frames encoded at once at test time
+    "TEST_INTERPOLATE_CHUNK_SIZE": 5,  # objects whose masks are resized at once
+}
+
+_OURS: dict[str, Any] = {  # keys without a published counterpart, needed when the tree is detectron2's
+    "MODEL": {"COMPILE": MODEL["COMPILE"]},
+    "SOLVER": {
+        **{key: SOLVER[key] for key in ("MAX_TO_KEEP", "BEST_METRIC", "ACCUMULATE_STEPS")},
+        "AMP": {"DTYPE": SOLVER["AMP"]["DTYPE"]},
+    },
+    "TEST": {key: TEST[key] for key in ("FEATURE_BUDGET_MB", "AMP")},
+}
+
+
+def add_maskformer2_video_config(cfg: FvcoreCfgNode) -> None:
+    """Add the clip sampling keys that all video methods read, and our own engine keys."""
+    add_missing(cfg, _OURS)
+    add_missing(cfg, CLIP_SAMPLING)
+
+
+# -- LBVQ ------------------------------------------------------------------------------------------------------------
+
+LBVQ: dict[str, Any] = {
+    "SAM": False,  # refine the masks with HQ-SAM ViT-H after inference
+    "MODEL": {"LBVQ": CLIP_HEAD},
+}
+
+
+def add_lbvq_config(cfg: FvcoreCfgNode) -> None:
+    """Add LBVQ's keys: SAM, MODEL.LBVQ, clip sampling and joint training."""
+    add_maskformer2_video_config(cfg)
+    add_missing(cfg, JOINT_TRAINING)
+    add_missing(cfg, LBVQ)
+
+
+# -- VITA ------------------------------------------------------------------------------------------------------------
+
+VITA: dict[str, Any] = {
+    "MODEL": {
+        "VITA": {
+            **CLIP_HEAD,
+            "DEC_LAYERS": 3,  # clip decoder layers
+            "ENC_LAYERS": 6,  # layers over the frame queries before the decoder
+            "ENC_WINDOW_SIZE": 0,  # frames that see each other in those layers; 0: all
+        }
+    }
+}
+
+
+def add_vita_config(cfg: FvcoreCfgNode) -> None:
+    """Add VITA's keys: MODEL.VITA, clip sampling and joint training."""
+    add_maskformer2_video_config(cfg)
+    add_missing(cfg, JOINT_TRAINING)
+    add_missing(cfg, VITA)
+
+
+# -- GenVIS ----------------------------------------------------------------------------------------------------------
+
+GENVIS: dict[str, Any] = {
+    "MODEL": {
+        "GENVIS": {
+            "LEN_CLIP_WINDOW": 5,  # frames per step: 1 is online, more is semi-online
+        }
+    }
+}
+
+
+def add_genvis_config(cfg: FvcoreCfgNode) -> None:
+    """Add GenVIS' key and VITA's, on which it builds."""
+    add_vita_config(cfg)
+    add_missing(cfg, GENVIS)
+
+
+# -- MinVIS ----------------------------------------------------------------------------------------------------------
+
+MINVIS: dict[str, Any] = {
+    "INPUT": {"SAMPLING_FRAME_RATIO": 1.0},  # share of each video's frames that training may use
+    "MODEL": {
+        "MASK_FORMER": {
+            "TEST": {
+                "WINDOW_INFERENCE": False,  # encode a video in chunks of 30 frames to save memory
+            }
+        }
+    },
+}
+
+
+def add_minvis_config(cfg: FvcoreCfgNode) -> None:
+    """Add MinVIS' two keys and clip sampling."""
+    add_maskformer2_video_config(cfg)
+    add_missing(cfg, MINVIS)
+
+
+# -- VISAGE ----------------------------------------------------------------------------------------------------------
+
+VISAGE: dict[str, Any] = {
+    "INPUT": {"PSEUDO": {"COPY_PASTE": False}},  # paste objects of one image into another for pseudo clips
+    "MODEL": {
+        "APPEARANCE_WEIGHT": 0.75,  # share of appearance in the matching of frames, the rest is object queries
+        "APPEARANCE_DECODER": {
+            "IN_FEATURES": ["res3", "res4", "res5"],  # backbone features that appearance is read from
+            "REID_WEIGHT": 2.0,  # weight of the contrastive loss of object queries
+            "AUX_REID_WEIGHT": 3.0,  # and of its cosine part
+            "APP_REID_WEIGHT": 2.0,  # weight of the contrastive loss of appearance
+            "APP_AUX_REID_WEIGHT": 3.0,  # and of its cosine part
+        },
+        "MASK_FORMER": {"MEMORY_BANK": {"BANK_SIZE": 5}},  # frames remembered per object
+    },
+}
+
+
+def add_visage_config(cfg: FvcoreCfgNode) -> None:
+    """Add VISAGE's keys, MinVIS' keys, clip sampling and joint training."""
+    add_minvis_config(cfg)
+    add_missing(cfg, JOINT_TRAINING)
+    add_missing(cfg, VISAGE)
+
+
+# -- OVFormer --------------------------------------------------------------------------------------------------------
+
+OVFORMER: dict[str, Any] = {
+    "MODEL": {
+        "MASK_FORMER": {
+            "OBJECT_WEIGHT": 1.0,  # weight of the object / no object loss
+            "CLIP_CLASSIFIER": False,  # classify with text embeddings instead of a learned layer
+            "AGNOSTIC_CLASSIFIER": False,  # see unused.py
+            "CLIP_TEXT_PATH": "",  # .npy of text embeddings, (classes, 512), classes in data set order
+            "CLIP_IMAGE_PATH": "",  # file or folder of image embeddings by video or image id
+        },
+    }
+}
+
+
+def add_ovformer_config(cfg: FvcoreCfgNode) -> None:
+    """Add OVFormer's keys: text and image embeddings, clip sampling."""
+    add_maskformer2_video_config(cfg)
+    add_missing(cfg, OVFORMER)
+
+
+# -- VMT -------------------------------------------------------------------------------------------------------------
+
+VMT: dict[str, Any] = {  # (ours) the published code has command line arguments instead
+    "MODEL": {
+        "VMT": {
+            "NUM_CLASSES": 42,  # class outputs; index c is the data set's category id c
+            "NUM_OBJECT_QUERIES": 300,  # instance queries
+            "HIDDEN_DIM": 256,  # channels
+            "NHEADS": 8,  # attention heads
+            "DIM_FEEDFORWARD": 1024,  # width of the feed-forward layers
+            "DROPOUT": 0.1,  # in training
+            "ENC_LAYERS": 6,  # encoder layers
+            "DEC_LAYERS": 6,  # decoder layers
+            "NUM_FEATURE_LEVELS": 4,  # feature maps of the deformable transformer
+            "ENC_POINTS": 4,  # sampling points per level and head in the encoder
+            "DEC_POINTS": 4,  # and in the decoder
+            "MAX_REFINED_POINTS": 12000,  # most edge pixels per frame that the point transformer takes
+            "DEEP_SUPERVISION": True,  # losses after every decoder layer
+            "FOCAL_ALPHA": 0.25,  # of the classification loss
+            "CLASS_COST": 2.0,  # matching: class
+            "BOX_COST": 5.0,  # matching: box distance
+            "GIOU_COST": 2.0,  # matching: generalised IoU
+            "CLASS_WEIGHT": 2.0,  # losses: class
+            "BOX_WEIGHT": 5.0,  # losses: box distance
+            "GIOU_WEIGHT": 2.0,  # losses: generalised IoU
+            "MASK_WEIGHT": 2.0,  # losses: focal, on coarse masks
+            "DICE_WEIGHT": 5.0,  # losses: dice, on coarse masks
+            "REFINE_MASK_WEIGHT": 2.0,  # losses: focal, on refined masks
+            "REFINE_DICE_WEIGHT": 5.0,  # losses: dice, on refined masks
+            "REFINE_BOUNDARY_WEIGHT": 5.0,  # losses: dice, on boundary pixels of refined masks
+        }
+    }
+}
+
+
+def add_vmt_config(cfg: FvcoreCfgNode) -> None:
+    """Add MODEL.VMT, clip sampling and joint training."""
+    add_maskformer2_video_config(cfg)
+    add_missing(cfg, JOINT_TRAINING)
+    add_missing(cfg, VMT)

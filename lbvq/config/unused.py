@@ -1,0 +1,74 @@
+"""Published keys that nothing reads, and why.
+
+They exist because published YAML files set them. A merge that sets one to a value outside `quiet` (the values found in
+published files, which are as good as not set) logs a warning, so nobody tunes a key without effect. A test holds this
+list equal to the keys that no source file reads.
+"""
+
+from __future__ import annotations
+
+from fvcore.common.config import CfgNode as FvcoreCfgNode
+
+_BOXES = "it belongs to detectron2's box and keypoint detectors"
+_DEEPLAB = "it belongs to DeepLab heads"
+_PROPOSALS = "precomputed proposals are not supported"
+_TTA = "test-time augmentation is not supported"
+_STEM = "the ResNet stem is always a 7x7 convolution and res5 has no grid of dilations"
+_PUBLISHED = "the published code does not read it either"
+
+UNUSED_KEYS: dict[str, tuple[str, tuple]] = {  # key: (reason, quiet values besides the default)
+    "VIS_PERIOD": ("training images are not drawn", ()),
+    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": ("it belongs to semantic segmentation", ()),
+    "INPUT.MASK_FORMAT": ("masks are always bitmaps", ("bitmask",)),
+    "DATASETS.PROPOSAL_FILES_TRAIN": (_PROPOSALS, ()),
+    "DATASETS.PROPOSAL_FILES_TEST": (_PROPOSALS, ()),
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": (_PROPOSALS, ()),
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST": (_PROPOSALS, ()),
+    "MODEL.KEYPOINT_ON": (_BOXES, ()),
+    "MODEL.LOAD_PROPOSALS": (_PROPOSALS, ()),
+    "MODEL.MASK_ON": ("every model here predicts masks", (True,)),
+    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": ("deformable ResNet blocks are not supported", ()),
+    "MODEL.RESNETS.DEFORM_MODULATED": ("deformable ResNet blocks are not supported", ()),
+    "MODEL.RESNETS.DEFORM_NUM_GROUPS": ("deformable ResNet blocks are not supported", ()),
+    "MODEL.RESNETS.RES4_DILATION": (_DEEPLAB, ()),
+    "MODEL.RESNETS.RES5_MULTI_GRID": (_STEM, ([1, 1, 1],)),
+    "MODEL.RESNETS.STEM_TYPE": (_STEM, ("basic",)),
+    "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": ("it belongs to semantic segmentation", ()),
+    "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": ("losses are weighted by MODEL.MASK_FORMER.*_WEIGHT", ()),
+    "MODEL.SEM_SEG_HEAD.LOSS_TYPE": (_DEEPLAB, ()),
+    "MODEL.SEM_SEG_HEAD.PROJECT_FEATURES": (_DEEPLAB, ()),
+    "MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS": (_DEEPLAB, ()),
+    "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS": (_DEEPLAB, ()),
+    "MODEL.SEM_SEG_HEAD.ASPP_DILATIONS": (_DEEPLAB, ()),
+    "MODEL.SEM_SEG_HEAD.ASPP_DROPOUT": (_DEEPLAB, ()),
+    "MODEL.SEM_SEG_HEAD.USE_DEPTHWISE_SEPARABLE_CONV": (_DEEPLAB, ()),
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": (f"{_PUBLISHED}; there are always 4 points", ()),
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": (
+        f"{_PUBLISHED}; MODEL.MASK_FORMER.NHEADS gives the number of heads",
+        (),
+    ),
+    "MODEL.MASK_FORMER.ENC_LAYERS": (f"{_PUBLISHED}; see MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", ()),
+    "MODEL.MASK_FORMER.AGNOSTIC_CLASSIFIER": (_PUBLISHED, ()),
+    "MODEL.LBVQ.DROPOUT": (_PUBLISHED, ()),
+    "MODEL.LBVQ.MULTI_CLS_ON": (_PUBLISHED, ()),
+    "MODEL.LBVQ.APPLY_CLS_THRES": (_PUBLISHED, ()),
+    "MODEL.VITA.DROPOUT": (_PUBLISHED, ()),
+    "MODEL.VITA.MULTI_CLS_ON": (_PUBLISHED, ()),
+    "MODEL.VITA.APPLY_CLS_THRES": (_PUBLISHED, ()),
+    "SOLVER.NESTEROV": (_PUBLISHED, ()),
+    "SOLVER.BIAS_LR_FACTOR": (_PUBLISHED, ()),
+    "SOLVER.WEIGHT_DECAY_BIAS": (_PUBLISHED, ()),
+    "TEST.KEYPOINT_OKS_SIGMAS": (_BOXES, ()),
+    "TEST.AUG.ENABLED": (_TTA, ()),
+    "TEST.AUG.MIN_SIZES": (_TTA, ()),
+    "TEST.AUG.MAX_SIZE": (_TTA, ()),
+    "TEST.AUG.FLIP": (_TTA, ()),
+    "TEST.PRECISE_BN.ENABLED": ("no published model trains a BatchNorm layer", ()),
+    "TEST.PRECISE_BN.NUM_ITER": ("no published model trains a BatchNorm layer", ()),
+}
+
+
+def register_unused_keys(cfg: FvcoreCfgNode) -> None:
+    """Make merges into `cfg` warn about the keys above."""
+    for key, (reason, quiet_values) in UNUSED_KEYS.items():
+        cfg.register_unused_key(key, reason, quiet_values)
