@@ -1,4 +1,4 @@
-"""The data sets known by name, one row per split; paths are relative to DETECTRON2_DATASETS (see datasets/README.md)."""
+"""The data sets known by name, one row per split; paths are relative to DETECTRON2_DATASETS."""
 
 from __future__ import annotations
 
