@@ -100,3 +100,12 @@ def reduce_mean(value: torch.Tensor) -> torch.Tensor:
     total = value.detach().clone()
     dist.all_reduce(total)
     return total / get_world_size()
+
+
+def any_process(flag: bool) -> bool:
+    """Tell every process whether the flag of at least one is True."""
+    if get_world_size() == 1:
+        return flag
+    box = torch.tensor(int(flag))
+    dist.all_reduce(box, op=dist.ReduceOp.MAX, group=_object_group(dist.group.WORLD))
+    return bool(box)
