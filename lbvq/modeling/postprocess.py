@@ -1,0 +1,148 @@
+"""From class probabilities and streamed mask logits to the published output dictionary of a video.
+
+Nothing here holds mask logits of more than the frames it is given: masks leave as bits (dense output) or as RLE
+(`MaskTubes`), and the mask quality of each object is two running sums.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lbvq.tubes import MaskTubes
+from mask2former.structures import Boxes, Instances
+
+
+def select_top(probabilities: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Take the best (query, class) pairs; a query may be taken several times with different classes.
+
+    Args:
+        probabilities: (N, K) of the real classes, without "no object".
+        count: how many pairs; all of them when there are fewer.
+
+    Returns:
+        scores, labels and query indices, each (k,), in descending order of score.
+    """
+    num_classes = probabilities.shape[1]
+    scores, index = probabilities.flatten().topk(min(count, probabilities.numel()))
+    return scores, index % num_classes, torch.div(index, num_classes, rounding_mode="floor")
+
+
+class MaskStream:
+    """Turn the mask logits of a video, given frame after frame, into output masks and mask qualities.
+
+    As published, logits are resized to the padded network input, cropped to the network input, measured there, and
+    resized once more to the output size.
+    """
+
+    def __init__(
+        self,
+        num_masks: int,
+        *,
+        padded_size: tuple[int, int],
+        image_size: tuple[int, int],
+        output_size: tuple[int, int],
+        dense_frames: int | None = None,
+    ) -> None:
+        """Args:
+        num_masks: N masks per frame.
+        padded_size: (height, width) of the padded network input.
+        image_size: (height, width) of the network input without padding.
+        output_size: (height, width) of the masks to make.
+        dense_frames: number of frames T to keep as one bool tensor; None keeps RLE.
+        """
+        self.padded_size, self.image_size, self.output_size = padded_size, image_size, output_size
+        self.num_frames = 0  # seen so far
+        self._tubes = MaskTubes(output_size) if dense_frames is None else None
+        self._dense = None
+        if dense_frames is not None:
+            with torch.inference_mode(False):  # tensors made in inference mode could not be changed later
+                self._dense = torch.zeros(num_masks, dense_frames, *output_size, dtype=torch.bool)
+        # float64: the sums run over every pixel of the video and must not depend on how it is cut into chunks
+        self._inside_sum = torch.zeros(num_masks, dtype=torch.float64)
+        self._inside_count = torch.zeros(num_masks, dtype=torch.float64)
+
+    def add(self, logits: Tensor) -> None:
+        """Take the mask logits (N, t, h, w) of the next t frames."""
+        logits = upsample_and_crop(logits.float(), self.padded_size, self.image_size)
+        inside = F.threshold(logits.sigmoid(), 0.5, 0.0)  # (N, t, H, W), 0 outside the mask
+        self._inside_sum += inside.sum(dim=(2, 3)).double().sum(dim=1).cpu()
+        self._inside_count += inside.count_nonzero(dim=(2, 3)).double().sum(dim=1).cpu()
+        self._keep((resize(logits, self.output_size) > 0).cpu())
+
+    def quality(self) -> Tensor:
+        """Mean foreground probability inside each mask over the whole video, (N,); 0 for a mask that is never there."""
+        return (self._inside_sum / (self._inside_count + 1e-6)).float()
+
+    def masks(self, rows: Tensor) -> Tensor | MaskTubes:
+        """Return the masks of the given rows, (k, T, H, W) bool or `MaskTubes`; a row may be asked for repeatedly."""
+        if self._tubes is not None:
+            return self._tubes[rows]
+        with torch.inference_mode(False):
+            return self._dense[rows.tolist()]
+
+    def _keep(self, masks: Tensor) -> None:
+        stop = self.num_frames + masks.shape[1]
+        if self._tubes is not None:
+            self._tubes.append(masks)
+        else:
+            self._dense[:, self.num_frames : stop] = masks
+        self.num_frames = stop
+
+
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (N, t, h, w) maps bilinearly (align_corners False); untouched when they have that size already."""
+    if maps.shape[-2:] == tuple(size):
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def upsample_and_crop(logits: Tensor, padded_size: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
+    """Resize (N, t, h, w) logits to the padded network input and cut the padding off: (N, t, *image_size)."""
+    return resize(logits, padded_size)[..., : image_size[0], : image_size[1]]
+
+
+def video_output(
+    scores: Tensor, labels: Tensor, rows: Tensor, stream: MaskStream, *, use_quality: bool = True
+) -> dict[str, Any]:
+    """Assemble the published output of a video, best score first.
+
+    Args:
+        scores: (k,) class scores.
+        labels: (k,) contiguous class indices.
+        rows: (k,) row of `stream` that holds each prediction's mask.
+        stream: the masks of the whole video.
+        use_quality: multiply the class scores by the mask quality.
+
+    Returns:
+        `image_size` (H, W), `pred_scores` and `pred_labels` lists of k numbers, `pred_masks` (k, T, H, W) bool on the
+        CPU or `MaskTubes`.
+    """
+    scores, labels, rows = scores.float().cpu(), labels.cpu(), rows.cpu()
+    if use_quality:
+        scores = scores * stream.quality()[rows]
+    order = scores.argsort(descending=True, stable=True)
+    return {
+        "image_size": stream.output_size,
+        "pred_scores": scores[order].tolist(),
+        "pred_labels": labels[order].tolist(),
+        "pred_masks": stream.masks(rows[order]),
+    }
+
+
+def image_output(video: dict[str, Any]) -> list[dict[str, Instances]]:
+    """Turn the output of a pseudo video made of one image into the output of an image model, for image data sets.
+
+    As published, only the first frame counts and the boxes are zeros (box scores mean nothing).
+    """
+    masks = video["pred_masks"]
+    first = masks[:, 0] if isinstance(masks, Tensor) else masks.frame(0)
+    instances = Instances(video["image_size"])
+    instances.pred_masks = torch.as_tensor(first).float()  # (k, H, W)
+    instances.pred_boxes = Boxes(torch.zeros(len(first), 4))
+    instances.scores = torch.tensor(video["pred_scores"])
+    instances.pred_classes = torch.tensor(video["pred_labels"], dtype=torch.int64)
+    return [{"instances": instances}]

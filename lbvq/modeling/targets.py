@@ -1,0 +1,137 @@
+"""Turn the `Instances` of training clips into the targets of the frame losses and of the clip losses.
+
+Every clip carries the same N annotated instances in each of its T frames; an instance that a frame lacks has class and
+id -1 there. Masks are padded to the size of the padded batch, because losses sample both sides at relative positions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ABSENT = -1  # id (and class) of an instance in a frame where it is not annotated
+
+
+def prepare_targets(
+    samples: list[dict[str, Any]], padded_size: tuple[int, int], device: torch.device
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Build the targets of every frame and of every clip of a batch.
+
+    Args:
+        samples: B training samples; `instances` is a list of T `Instances` with `gt_classes`, `gt_ids`, `gt_masks`.
+        padded_size: (H, W) of the padded batch.
+        device: where the targets go.
+
+    Returns:
+        B*T frame targets `{labels (n,), ids (n,), masks (n, H, W), name}`, clip by clip, holding the rows whose id is
+        valid in that frame, and B clip targets `{labels (N,), ids (N, T), masks (N, T, H, W), video_len, frame_idx,
+        name}` holding the rows that are valid in at least one frame. Masks are float32, 0 or 1. All may be empty.
+    """
+    frame_targets, clip_targets = [], []
+    for sample in samples:
+        target = clip_target(sample, padded_size, device)
+        clip_targets.append(target)
+        frame_targets.extend(frames_of(target))
+    return frame_targets, clip_targets
+
+
+def clip_target(sample: dict[str, Any], padded_size: tuple[int, int], device: torch.device) -> dict[str, Any]:
+    """Build the target of one clip; see `prepare_targets`."""
+    instances = sample["instances"]
+    name = sample_name(sample)
+    masks = stack_masks(instances, padded_size, device, name)
+    ids = valid_ids(torch.stack([frame.gt_ids for frame in instances], dim=1).to(device), masks)
+    labels = first_known_class([frame.gt_classes for frame in instances]).to(device)
+
+    kept = (ids != ABSENT).any(dim=1)  # (N,)
+    labels, ids, masks = labels[kept], ids[kept], masks[kept]
+    if (labels < 0).any():
+        raise ValueError(
+            f"{name}: an instance has an id in some frame but no class in any frame (gt_classes is -1 everywhere). "
+            "The data mapper must give ids only to instances with a class."
+        )
+    return {
+        "labels": labels,
+        "ids": shift_ids(ids),
+        "masks": masks.float(),
+        "video_len": sample.get("video_len"),
+        "frame_idx": sample.get("frame_idx"),
+        "name": name,
+    }
+
+
+def frames_of(target: dict[str, Any]) -> list[dict[str, Any]]:
+    """Split a clip target into T frame targets with the rows that are valid in that frame."""
+    frames = []
+    for t in range(target["ids"].shape[1]):
+        rows = target["ids"][:, t] != ABSENT
+        frames.append(
+            {
+                "labels": target["labels"][rows],
+                "ids": target["ids"][rows, t],
+                "masks": target["masks"][rows, t],
+                "name": f"{target['name']}, frame {t} of the clip",
+            }
+        )
+    return frames
+
+
+def stack_masks(
+    instances: list[Any], padded_size: tuple[int, int], device: torch.device, name: str = "sample"
+) -> Tensor:
+    """Stack the masks of T frames into (N, T, H, W) bool, zero outside each frame's own size.
+
+    `gt_masks` may be a `BitMasks` or a tensor (N, h, w) of any type, nonzero meaning inside.
+    """
+    num_objects = {len(frame.gt_ids) for frame in instances}
+    if len(num_objects) != 1:
+        counts = [len(frame.gt_ids) for frame in instances]
+        raise ValueError(
+            f"{name}: every frame of a clip must list the same instances in the same order, got {counts} rows per frame"
+        )
+    stacked = torch.zeros(num_objects.pop(), len(instances), *padded_size, dtype=torch.bool, device=device)
+    for t, frame in enumerate(instances):
+        masks = getattr(frame.gt_masks, "tensor", frame.gt_masks)
+        height, width = frame.image_size
+        if masks.shape != (len(frame.gt_ids), height, width):
+            raise ValueError(
+                f"{name}: gt_masks of frame {t} must have shape {(len(frame.gt_ids), height, width)}, "
+                f"got {tuple(masks.shape)}"
+            )
+        stacked[:, t, :height, :width] = masks.to(device=device, dtype=torch.bool)
+    return stacked
+
+
+def valid_ids(ids: Tensor, masks: Tensor) -> Tensor:
+    """Mark an instance absent (-1) in the frames where its mask is empty. (N, T), (N, T, H, W) -> (N, T)."""
+    return torch.where(masks.flatten(2).any(dim=2), ids, ABSENT)
+
+
+def first_known_class(classes: list[Tensor]) -> Tensor:
+    """Take each instance's class from the first frame that has one. T tensors (N,) -> (N,); -1 when none has."""
+    labels = classes[0].clone()  # a copy: the tensor belongs to the data set
+    for later in classes[1:]:
+        labels = torch.where(labels == ABSENT, later, labels)
+    return labels
+
+
+def shift_ids(ids: Tensor) -> Tensor:
+    """Subtract the smallest valid id of the clip, so that ids start at 0. (N, T) -> (N, T)."""
+    valid = ids != ABSENT
+    if not valid.any():
+        return ids
+    return torch.where(valid, ids - ids[valid].min().clamp(min=0), ids)
+
+
+def sample_name(sample: dict[str, Any]) -> str:
+    """Say in words which sample this is, for messages."""
+    parts = []
+    if sample.get("video_id") is not None:
+        parts.append(f"video {sample['video_id']}")
+    if sample.get("file_names"):
+        parts.append(str(sample["file_names"][0]))
+    if sample.get("frame_idx") is not None:
+        parts.append(f"frames {list(sample['frame_idx'])}")
+    return ", ".join(parts) or "sample without a name"

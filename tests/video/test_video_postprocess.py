@@ -1,0 +1,121 @@
+"""Selection of predictions, streamed masks and the output dictionary."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lbvq.modeling.postprocess import MaskStream, image_output, select_top, video_output
+from lbvq.tubes import MaskTubes
+
+SIZES = {"padded_size": (32, 64), "image_size": (30, 50), "output_size": (45, 75)}
+
+
+def logits(num_masks: int = 3, num_frames: int = 7) -> torch.Tensor:
+    noise = torch.randn(num_masks, num_frames, 4, 8, generator=torch.Generator().manual_seed(0))
+    return F.interpolate(noise, size=(8, 16), mode="bilinear") * 4
+
+
+def stream_of(maps: torch.Tensor, size: int, dense: bool, **sizes) -> MaskStream:
+    stream = MaskStream(len(maps), **{**SIZES, **sizes}, dense_frames=maps.shape[1] if dense else None)
+    for chunk in maps.split(size, dim=1):
+        stream.add(chunk)
+    return stream
+
+
+def by_definition(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks and qualities of whole videos, written out."""
+    cropped = F.interpolate(maps, size=SIZES["padded_size"], mode="bilinear")[..., :30, :50]
+    prob = cropped.sigmoid()
+    hard = prob > 0.5
+    quality = (prob * hard).flatten(1).sum(1) / (hard.flatten(1).sum(1) + 1e-6)
+    return F.interpolate(cropped, size=SIZES["output_size"], mode="bilinear") > 0, quality
+
+
+def test_select_top_takes_pairs_of_query_and_class():
+    probabilities = torch.tensor([[0.1, 0.7, 0.2], [0.6, 0.3, 0.05]])
+    scores, labels, queries = select_top(probabilities, 3)
+    torch.testing.assert_close(scores, torch.tensor([0.7, 0.6, 0.3]))
+    assert labels.tolist() == [1, 0, 1]
+    assert queries.tolist() == [0, 1, 1]  # the second query twice
+
+
+def test_select_top_takes_what_there_is_when_asked_for_more():
+    assert len(select_top(torch.rand(2, 3), 10)[0]) == 6
+
+
+def test_masks_and_quality_follow_the_definition():
+    masks, quality = by_definition(logits())
+    stream = stream_of(logits(), 2, dense=True)
+    assert torch.equal(stream.masks(torch.arange(3)), masks)
+    torch.testing.assert_close(stream.quality(), quality)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_chunks_do_not_matter(size):
+    whole, parts = stream_of(logits(), 7, dense=True), stream_of(logits(), size, dense=True)
+    assert torch.equal(parts.masks(torch.arange(3)), whole.masks(torch.arange(3)))
+    assert torch.equal(parts.quality(), whole.quality())
+
+
+def test_run_lengths_hold_the_same_masks_as_the_dense_tensor():
+    dense, tubes = stream_of(logits(), 2, dense=True), stream_of(logits(), 2, dense=False)
+    rows = torch.tensor([2, 0, 2])
+    assert isinstance(tubes.masks(rows), MaskTubes)
+    assert torch.equal(tubes.masks(rows).to_dense(), dense.masks(rows))
+
+
+def test_an_object_that_is_never_there_has_quality_zero():
+    stream = stream_of(torch.full((1, 3, 8, 16), -5.0), 2, dense=True)
+    assert stream.quality().tolist() == [0]
+    assert not stream.masks(torch.tensor([0])).any()
+
+
+def test_no_objects_give_empty_masks():
+    stream = stream_of(logits()[:0], 2, dense=True)
+    assert stream.masks(torch.tensor([], dtype=torch.int64)).shape == (0, 7, 45, 75)
+    empty = stream_of(logits()[:0], 2, dense=False).masks(torch.tensor([], dtype=torch.int64))
+    assert empty.shape == (0, 7, 45, 75)
+
+
+def test_output_is_sorted_by_the_final_score():
+    stream = stream_of(logits(), 3, dense=True)
+    scores, labels, rows = torch.tensor([0.5, 0.9, 0.1]), torch.tensor([4, 5, 6]), torch.tensor([2, 1, 1])
+    output = video_output(scores, labels, rows, stream)
+    final = (scores * stream.quality()[rows]).tolist()
+    order = sorted(range(3), key=lambda i: -final[i])
+    assert output["image_size"] == (45, 75)
+    assert output["pred_scores"] == [final[i] for i in order]
+    assert output["pred_labels"] == [labels.tolist()[i] for i in order]
+    assert torch.equal(output["pred_masks"], stream.masks(rows[order]))
+
+
+def test_quality_can_be_left_out():
+    output = video_output(
+        torch.tensor([0.5]), torch.tensor([0]), torch.tensor([0]), stream_of(logits(), 7, True), use_quality=False
+    )
+    assert output["pred_scores"] == [0.5]
+
+
+def test_masks_made_in_inference_mode_can_be_changed_afterwards():
+    with torch.inference_mode():
+        output = video_output(
+            torch.tensor([0.5]), torch.tensor([0]), torch.tensor([0]), stream_of(logits()[:1], 7, dense=True)
+        )
+    output["pred_masks"][:, 0] = False  # as a refiner does
+    assert not output["pred_masks"][:, 0].any()
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_image_output_is_the_first_frame_with_zero_boxes(dense):
+    stream = stream_of(logits(), 7, dense=dense)
+    video = video_output(torch.tensor([0.5, 0.4]), torch.tensor([1, 2]), torch.tensor([0, 1]), stream)
+    instances = image_output(video)[0]["instances"]
+    assert instances.image_size == (45, 75)
+    assert instances.pred_masks.dtype == torch.float32
+    masks = video["pred_masks"] if dense else video["pred_masks"].to_dense()
+    assert torch.equal(instances.pred_masks, masks[:, 0].float())
+    assert torch.equal(instances.pred_boxes.tensor, torch.zeros(2, 4))
+    torch.testing.assert_close(instances.scores, torch.tensor(video["pred_scores"]))
+    assert instances.pred_classes.tolist() == video["pred_labels"]
