@@ -31,9 +31,7 @@ class FeatureStore:
         directory: folder of the temporary file; the system's temporary folder when None.
         """
         if not budget_mib >= 0:
-            raise ValueError(
-                f"the feature budget must be at least 0 MiB, got {budget_mib}; set TEST.FEATURE_BUDGET_MB."
-            )
+            raise ValueError(f"the feature budget must be at least 0 MiB, got {budget_mib}; set TEST.FEATURE_BUDGET_MB")
         self.budget_bytes = budget_mib * MIB
         self.directory = directory
         self._resident: list[Tensor] = []  # frames 0 .. r-1, each (C, h, w)
@@ -101,7 +99,7 @@ class FeatureStore:
         """Write one map at the end of the file."""
         try:
             if self._file is None:
-                self._file = tempfile.TemporaryFile(prefix="lbvq-features-", dir=self.directory)  # noqa: SIM115
+                self._file = tempfile.TemporaryFile(prefix="lbvq-features-", dir=self.directory)
             self._file.seek(self._num_spilled * self._frame_bytes())
             self._file.write(_bytes_of(frame.detach().cpu().contiguous()))
             self._file.flush()  # a full disk must be noticed here, with the explanation below

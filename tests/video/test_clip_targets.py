@@ -82,5 +82,5 @@ def test_an_object_with_an_id_but_no_class_is_refused():
     for frame in sample["instances"]:
         frame.gt_classes[0] = -1
     sample["video_id"] = 12
-    with pytest.raises(ValueError, match="video 12.*no class in any frame"):
+    with pytest.raises(ValueError, match=r"video 12.*no class in any frame"):
         prepare_targets([sample], (96, 128), CPU)
