@@ -9,6 +9,7 @@ from lbvq.config.methods import (
     add_maskformer2_video_config,
     add_minvis_config,
     add_ovformer_config,
+    add_refine_config,
     add_visage_config,
     add_vita_config,
     add_vmt_config,
@@ -26,6 +27,7 @@ __all__ = [
     "add_maskformer2_video_config",
     "add_minvis_config",
     "add_ovformer_config",
+    "add_refine_config",
     "add_visage_config",
     "add_vita_config",
     "add_vmt_config",
@@ -45,6 +47,7 @@ def get_cfg() -> CfgNode:
         add_visage_config,
         add_ovformer_config,
         add_vmt_config,
+        add_refine_config,
     ):
         add_config(cfg)
     for group in IGNORED_GROUPS:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode as FvcoreCfgNode
 
-from lbvq.config.defaults import MODEL, SOLVER, TEST
+from lbvq.config.defaults import ENGINE, MODEL, SOLVER, TEST
 from lbvq.config.node import add_missing
 
 # -- shared by several methods ---------------------------------------------------------------------------------------
@@ -68,10 +68,12 @@ CLIP_HEAD: dict[str, Any] = {  # the module over frame queries that LBVQ and VIT
     "TEST_INTERPOLATE_CHUNK_SIZE": 5,  # objects whose masks are resized at once
 }
 
-_OURS: dict[str, Any] = {  # keys without a published counterpart, needed when the tree is detectron2's
+_OURS: dict[str, Any] = {  # engine keys without a published counterpart, needed when the tree is detectron2's
+    "WANDB_PROJECT": ENGINE["WANDB_PROJECT"],
     "MODEL": {"COMPILE": MODEL["COMPILE"]},
     "SOLVER": {
         **{key: SOLVER[key] for key in ("MAX_TO_KEEP", "BEST_METRIC", "ACCUMULATE_STEPS")},
+        **{key: SOLVER[key] for key in ("ACTIVATION_CHECKPOINTING", "FIND_UNUSED_PARAMETERS")},
         "AMP": {"DTYPE": SOLVER["AMP"]["DTYPE"]},
     },
     "TEST": {key: TEST[key] for key in ("FEATURE_BUDGET_MB", "AMP")},
@@ -243,3 +245,29 @@ def add_vmt_config(cfg: FvcoreCfgNode) -> None:
     add_maskformer2_video_config(cfg)
     add_missing(cfg, JOINT_TRAINING)
     add_missing(cfg, VMT)
+
+
+# -- mask refinement, for every method -------------------------------------------------------------------------------
+
+REFINE: dict[str, Any] = {
+    "REFINE": {
+        "NAME": "",  # sam, hq_sam, sam2, sam2_video; "": none, or hq_sam when SAM is True
+        "MODEL_TYPE": "vit_h",  # of sam and hq_sam: vit_b, vit_l, vit_h, and vit_tiny for hq_sam
+        "CHECKPOINT": "",  # file, for sam2 a folder; "": the published file name in the working directory
+        "DEVICE": "",  # "": MODEL.DEVICE
+        "HALF": True,  # compute in half precision on CUDA
+        "IOU_THRESHOLD": 0.9,  # take the refined mask when its IoU with the original is above this
+        "PROMPT": "box",  # box, box_point or mask, of every connected component
+        "CONNECTIVITY": 4,  # neighbours that make a component: 4 or 8
+        "MIN_AREA": 0,  # keep components with fewer pixels as they are
+        "BATCH_SIZE": 64,  # prompts decoded at once
+        "SCORE_THRESHOLD": 0.0,  # refine only objects with at least this score
+        "WINDOW": 32,  # frames that sam2_video follows an object through
+    }
+}
+
+
+def add_refine_config(cfg: FvcoreCfgNode) -> None:
+    """Add the settings of mask refinement; `SAM: True` alone is HQ-SAM with these defaults, as published."""
+    add_missing(cfg, {"SAM": False})
+    add_missing(cfg, REFINE)
