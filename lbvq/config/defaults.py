@@ -18,6 +18,7 @@ ENGINE: dict[str, Any] = {
     "CUDNN_BENCHMARK": False,  # let cuDNN try its algorithms; helps when input sizes repeat
     "FLOAT32_PRECISION": "",  # "highest", "high" or "medium" matrix products on CUDA; "" leaves torch's setting
     "VIS_PERIOD": 0,  # see unused.py
+    "WANDB_PROJECT": "",  # (ours) Weights & Biases project that gets the training numbers; "" is off
 }
 
 MODEL: dict[str, Any] = {
@@ -86,6 +87,8 @@ SOLVER: dict[str, Any] = {
     "BEST_METRIC": "",  # (ours) e.g. "segm/AP": keep model_best.pth by it; "" is off
     "IMS_PER_BATCH": 16,  # clips or images per iteration, all processes together
     "ACCUMULATE_STEPS": 1,  # (ours) split each batch into so many forward passes to save memory
+    "ACTIVATION_CHECKPOINTING": False,  # (ours) recompute layers in the backward pass instead of keeping them
+    "FIND_UNUSED_PARAMETERS": False,  # (ours) for models whose parameters are not all used in every iteration
     "REFERENCE_WORLD_SIZE": 0,  # processes the schedule was made for; rescales it to the real number; 0 is off
     "CLIP_GRADIENTS": {
         "ENABLED": False,  # limit gradients
