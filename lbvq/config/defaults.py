@@ -123,27 +123,12 @@ TEST: dict[str, Any] = {
     },
 }
 
-REFINE: dict[str, Any] = {  # (ours) refinement of the masks after inference; SAM: True alone is NAME hq_sam
-    "NAME": "",  # "sam", "hq_sam", "sam2" or "sam2_video"; "" is off
-    "MODEL_TYPE": "vit_h",  # vit_b, vit_l, vit_h, or vit_tiny (hq_sam only); SAM 2 takes it from its folder
-    "CHECKPOINT": "",  # weight file, or folder for SAM 2; "" is the published file name in the working directory
-    "DEVICE": "",  # where the refiner runs; "" is MODEL.DEVICE
-    "HALF": True,  # half precision on CUDA; the CPU always computes in float32
-    "IOU_THRESHOLD": 0.9,  # an answer is taken when its IoU with the mask is above this
-    "PROMPT": "box",  # what is shown of a component: "box", "box_point" or "mask"
-    "CONNECTIVITY": 4,  # neighbours that make a component: 4 or 8
-    "MIN_AREA": 0,  # components with fewer pixels stay as they are
-    "BATCH_SIZE": 64,  # prompts decoded at once; bounds memory, not results
-    "WINDOW": 32,  # frames that sam2_video follows together
-}
-
 DEFAULTS: dict[str, Any] = {
     **ENGINE,
     "MODEL": MODEL,
     **DATA,
     "SOLVER": SOLVER,
     "TEST": TEST,
-    "REFINE": REFINE,
 }
 
 IGNORED_GROUPS = (  # of detectron2's box detectors: a full detectron2 dump loads, these parts of it are skipped

@@ -10,7 +10,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode as FvcoreCfgNode
 
-from lbvq.config.defaults import ENGINE, MODEL, REFINE, SOLVER, TEST
+from lbvq.config.defaults import ENGINE, MODEL, SOLVER, TEST
 from lbvq.config.node import add_missing
 
 # -- shared by several methods ---------------------------------------------------------------------------------------
@@ -77,7 +77,6 @@ _OURS: dict[str, Any] = {  # engine keys without a published counterpart, needed
         "AMP": {"DTYPE": SOLVER["AMP"]["DTYPE"]},
     },
     "TEST": {key: TEST[key] for key in ("FEATURE_BUDGET_MB", "AMP")},
-    "REFINE": REFINE,
 }
 
 
