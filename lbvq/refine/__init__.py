@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from .base import MaskRefiner, PromptRefiner, Prompts, RefinedFrame, mask_ious, split_components
-from .video import RefineReport, refine_tubes
+from .results_file import refine_results
+from .video import RefineReport, refine_output, refine_tubes
 
 __all__ = [
     "REFINERS",
@@ -20,6 +21,8 @@ __all__ = [
     "RefinedFrame",
     "build_refiner",
     "mask_ious",
+    "refine_output",
+    "refine_results",
     "refine_tubes",
     "refiner_name",
     "split_components",

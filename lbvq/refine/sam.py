@@ -133,8 +133,7 @@ def load_sam_weights(model: nn.Module, checkpoint: str, url: str) -> None:
     """Fill `model` from a published file; every parameter must be in it."""
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(
-            f"no SAM checkpoint at {checkpoint!r}; get it with: curl -L -o {checkpoint} {url} "
-            "and set REFINE.CHECKPOINT"
+            f"no SAM checkpoint at {checkpoint!r}; get it with: curl -L -o {checkpoint} {url} and set REFINE.CHECKPOINT"
         )
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     try:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
 
 from lbvq.tubes import MaskTubes
 
 from .base import MaskRefiner, RefinedFrame
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -21,12 +25,8 @@ class RefineReport:
     accepted: int = 0
     changed: int = 0
 
-    def __iadd__(self, other: RefineReport) -> RefineReport:
-        self.frames += other.frames
-        self.masks += other.masks
-        self.accepted += other.accepted
-        self.changed += other.changed
-        return self
+    def __add__(self, other: RefineReport) -> RefineReport:
+        return RefineReport(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
     def __str__(self) -> str:
         share = self.accepted / max(self.masks, 1)
@@ -118,3 +118,22 @@ def _first_of_equal(masks: np.ndarray) -> np.ndarray:
     """(N, ...) -> (N,) index of the first equal entry: one query selected under two classes shares its masks."""
     seen: dict[bytes, int] = {}
     return np.array([seen.setdefault(np.packbits(mask).tobytes(), n) for n, mask in enumerate(masks)], dtype=np.int64)
+
+
+def refine_output(
+    output: dict[str, Any], frames: Sequence[np.ndarray], refiner: MaskRefiner, score_threshold: float = 0.0
+) -> dict[str, Any]:
+    """Refine what a video model returns for one video; scores, labels and the kind of `pred_masks` stay as they are.
+
+    Args:
+        output: with `pred_masks` ((N, T, H, W) bool tensor or `MaskTubes`) and `pred_scores` (N).
+        frames: T frames (H, W, 3) uint8 RGB of the size of the masks.
+        refiner: any `MaskRefiner`.
+        score_threshold: objects below it keep their masks.
+    """
+    masks = output["pred_masks"]
+    tubes = masks if isinstance(masks, MaskTubes) else MaskTubes.from_dense(masks)
+    confident = [float(score) >= score_threshold for score in output["pred_scores"]]
+    refined, report = refine_tubes(tubes, frames, refiner, confident=confident)
+    logger.info("refinement: %s", report)
+    return {**output, "pred_masks": refined if isinstance(masks, MaskTubes) else refined.to_dense()}

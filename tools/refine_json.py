@@ -1,0 +1,99 @@
+"""Refine the masks of an existing results file, without the model that made them.
+
+    python tools/refine_json.py results.json --frames JPEGImages --annotations valid.json --output refined.json \
+        REFINE.NAME hq_sam REFINE.MODEL_TYPE vit_h REFINE.CHECKPOINT sam_hq_vit_h.pth
+
+Frames are found through the `file_names` of the annotation file (with or without annotations in it), or without one in
+`FRAMES/<video id>`. When the file holds ground truth, mask and boundary AP before and after are printed. A run that
+was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from lbvq.config import get_cfg
+from lbvq.refine import build_refiner, refine_results
+from lbvq.video_io import VideoFrames, read_video
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="results.json in YouTube-VIS form")
+    parser.add_argument("--frames", type=Path, required=True, help="folder that holds the frames of all videos")
+    parser.add_argument("--annotations", type=Path, help="annotation file with the videos' file names")
+    parser.add_argument("--output", type=Path, help="default: RESULTS with .refined.json")
+    parser.add_argument("--config-file", help="YAML with REFINE settings")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings, e.g. REFINE.NAME sam2")
+    return parser.parse_args()
+
+
+def frame_finder(frames: Path, annotations: dict[str, Any] | None) -> Callable[[int | str], VideoFrames]:
+    """Video id -> its frames; by the names in the annotation file, else all images of the folder with that name."""
+    names = {video["id"]: video["file_names"] for video in (annotations or {}).get("videos", [])}
+
+    def open_frames(video_id: int | str) -> VideoFrames:
+        if annotations is None:
+            return read_video(frames / str(video_id))
+        if video_id not in names:
+            raise ValueError(f"video {video_id} of the results is not in the annotation file")
+        return read_video([frames / name for name in names[video_id]])
+
+    return open_frames
+
+
+def print_scores(annotations: Path, before: Path, after: Path) -> None:
+    """Tube-mask and tube-boundary AP of both results files, in percent."""
+    from lbvq.evaluation import evaluate_results
+
+    print(f"{'':8s}{'mask AP':>10s}{'boundary AP':>14s}")
+    for name, path in (("before", before), ("after", after)):
+        scores = evaluate_results(path, annotations, "hq_ytvis")
+        print(f"{name:8s}{scores['segm']['AP']:10.2f}{scores['boundary']['AP']:14.2f}")
+
+
+def main() -> int:
+    args = parse_args()
+    cfg = get_cfg()
+    if args.config_file:
+        cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    output = args.output or args.results.with_suffix(".refined.json")
+    try:
+        refiner = build_refiner(cfg)
+        if refiner is None:
+            raise ValueError("no refiner chosen; add e.g. REFINE.NAME hq_sam")
+        annotations = json.loads(args.annotations.read_text(encoding="utf-8")) if args.annotations else None
+        with tqdm(unit="video", desc="refine") as bar:
+
+            def show(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            report = refine_results(
+                args.results,
+                output,
+                frame_finder(args.frames, annotations),
+                refiner,
+                settings=cfg.REFINE.dump() + f"SAM: {cfg.SAM}",
+                score_threshold=cfg.REFINE.SCORE_THRESHOLD,
+                progress=show,
+            )
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{report}\nwritten to {output}")
+    if annotations and annotations.get("annotations"):
+        print_scores(args.annotations, args.results, output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
