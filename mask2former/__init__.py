@@ -11,3 +11,29 @@ Shape letters, the same in the whole project:
 
 `BT` is the product: clips flattened over frames, clip by clip.
 """
+
+from __future__ import annotations
+
+from . import modeling
+from .config import add_maskformer2_config
+from .registry import (
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
+    TRANSFORMER_MODULE_REGISTRY,
+    build_backbone,
+    build_model,
+    build_sem_seg_head,
+)
+
+__all__ = [
+    "BACKBONE_REGISTRY",
+    "META_ARCH_REGISTRY",
+    "SEM_SEG_HEADS_REGISTRY",
+    "TRANSFORMER_MODULE_REGISTRY",
+    "add_maskformer2_config",
+    "build_backbone",
+    "build_model",
+    "build_sem_seg_head",
+    "modeling",
+]

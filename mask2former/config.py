@@ -33,7 +33,6 @@ _MODEL: dict[str, Any] = {
         "DEFORM_ON_PER_STAGE": [False, False, False, False],
         "DEFORM_MODULATED": False,
         "DEFORM_NUM_GROUPS": 1,
-        "USE_CHECKPOINT": False,  # ours: recompute blocks in the backward pass to save memory
     },
     "SWIN": {
         "PRETRAIN_IMG_SIZE": 224,

@@ -89,17 +89,18 @@ class WindowAttention(nn.Module):
             shift_mask: (n, S, S) to be added to the attention, or None.
         """
         total, length, dim = windows.shape
-        qkv = self.qkv(windows).view(total, length, 3, self.num_heads, dim // self.num_heads)
+        head_dim = dim // self.num_heads
+        qkv = self.qkv(windows).view(total, length, 3, self.num_heads, head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B * n, heads, S, C / heads)
         bias = self.position_bias().to(query.dtype)  # (heads, S, S)
         if shift_mask is not None:
             # Windows and heads share one axis, so that one bias serves the whole batch.
             bias = (bias + shift_mask[:, None].to(query.dtype)).flatten(0, 1)  # (n * heads, S, S)
-            shape = (-1, bias.shape[0], length, dim // self.num_heads)
+            shape = (total // len(shift_mask), len(bias), length, head_dim)
             query, key, value = (each.reshape(shape) for each in (query, key, value))
         dropout = self.attention_dropout if self.training else 0.0
         out = F.scaled_dot_product_attention(query, key, value, bias[None], dropout, scale=self.scale)
-        out = out.reshape(total, self.num_heads, length, -1).transpose(1, 2).reshape(total, length, dim)
+        out = out.reshape(total, self.num_heads, length, head_dim).transpose(1, 2).reshape(total, length, dim)
         return self.proj_drop(self.proj(out))
 
     def position_bias(self) -> Tensor:
@@ -369,15 +370,17 @@ def pad_grid(x: Tensor, multiple: int) -> Tensor:
 def split_windows(x: Tensor, window_size: int) -> Tensor:
     """(B, h, w, C) -> (B * n, S, C), images outermost, then windows row by row."""
     batch, height, width, dim = x.shape
-    x = x.view(batch, height // window_size, window_size, width // window_size, window_size, dim)
-    return x.transpose(2, 3).reshape(-1, window_size * window_size, dim)
+    rows, columns = height // window_size, width // window_size
+    x = x.view(batch, rows, window_size, columns, window_size, dim)
+    return x.transpose(2, 3).reshape(batch * rows * columns, window_size * window_size, dim)
 
 
 def join_windows(windows: Tensor, window_size: int, batch: int, size_hw: Sequence[int]) -> Tensor:
     """Undo `split_windows`: (B * n, S, C) -> (B, h, w, C)."""
     height, width = size_hw
-    shape = (batch, height // window_size, width // window_size, window_size, window_size, -1)
-    return windows.view(shape).transpose(2, 3).reshape(batch, height, width, -1)
+    dim = windows.shape[-1]
+    windows = windows.view(batch, height // window_size, width // window_size, window_size, window_size, dim)
+    return windows.transpose(2, 3).reshape(batch, height, width, dim)
 
 
 def _check_stages(depths: Sequence[int], num_heads: Sequence[int], embed_dim: int) -> None:

@@ -1,0 +1,190 @@
+"""Backbones with timm's parameter names, under `base.`: OVFormer's ResNet, and any timm model with feature maps.
+
+ResNets come from torchvision, whose names and arithmetic are the same (stride on the 3 x 3 convolution), so the
+published OVFormer needs no optional package. Every other name is built by timm, an optional extra.
+Level k is the feature map `layer{k}` at stride 2^k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import resnet as tv_resnet
+
+from ..layers import FrozenBatchNorm2d
+from ..registry import BACKBONE_REGISTRY
+from ..structures import ShapeSpec
+from .backbone import Backbone
+from .folding import WithFolds
+
+
+class FoldingBasicBlock(WithFolds, tv_resnet.BasicBlock):
+    """torchvision's block with folded normalisation at inference."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.folds.apply(self.conv1, self.bn1, x))
+        out = self.folds.apply(self.conv2, self.bn2, out)
+        return F.relu(out + _shortcut(self, x))
+
+
+class FoldingBottleneck(WithFolds, tv_resnet.Bottleneck):
+    """torchvision's bottleneck with folded normalisation at inference."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.folds.apply(self.conv1, self.bn1, x))
+        out = F.relu(self.folds.apply(self.conv2, self.bn2, out))
+        out = self.folds.apply(self.conv3, self.bn3, out)
+        return F.relu(out + _shortcut(self, x))
+
+
+# timm's name -> block, blocks per stage, further arguments
+RESNETS: dict[str, tuple[type[nn.Module], list[int], dict[str, int]]] = {
+    "resnet18": (FoldingBasicBlock, [2, 2, 2, 2], {}),
+    "resnet34": (FoldingBasicBlock, [3, 4, 6, 3], {}),
+    "resnet50": (FoldingBottleneck, [3, 4, 6, 3], {}),
+    "resnet101": (FoldingBottleneck, [3, 4, 23, 3], {}),
+    "resnet152": (FoldingBottleneck, [3, 8, 36, 3], {}),
+    "resnext50_32x4d": (FoldingBottleneck, [3, 4, 6, 3], {"groups": 32, "width_per_group": 4}),
+    "wide_resnet50_2": (FoldingBottleneck, [3, 4, 6, 3], {"width_per_group": 128}),
+}
+
+
+class ResNetBase(WithFolds, tv_resnet.ResNet):
+    """torchvision's ResNet without the classifier, returning the output of every stage."""
+
+    def __init__(self, block: type[nn.Module], blocks_per_stage: list[int], **kwargs: int) -> None:
+        super().__init__(block, blocks_per_stage, **kwargs)
+        del self.avgpool, self.fc
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> maps at strides 4, 8, 16, 32."""
+        x = self.maxpool(F.relu(self.folds.apply(self.conv1, self.bn1, images)))
+        outputs = []
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+            outputs.append(x)
+        return outputs
+
+
+class TimmBackbone(Backbone):
+    """A network with timm's names whose feature maps are called `layer{level}`."""
+
+    def __init__(
+        self, base: nn.Module, *, base_levels: Sequence[int], base_channels: Sequence[int], out_levels: Sequence[int]
+    ) -> None:
+        """Wrap `base`, which returns one map per level of `base_levels`; `out_levels` says which of them to return."""
+        super().__init__()
+        missing = [level for level in out_levels if level not in base_levels]
+        if missing or not out_levels:
+            raise ValueError(f"MODEL.TIMM.OUT_LEVELS must be a selection of {list(base_levels)}, got {out_levels}.")
+        self.base = base  # checkpoint name
+        self._base_features = [f"layer{level}" for level in base_levels]
+        self._out_features = [f"layer{level}" for level in sorted(out_levels)]
+        self._out_feature_channels = dict(zip(self._base_features, base_channels, strict=True))
+        self._out_feature_strides = {f"layer{level}": 2**level for level in base_levels}
+
+    @property
+    def size_divisibility(self) -> int:
+        return max(self._out_feature_strides.values())
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) -> {layer{level}: (B, C, H / 2^level, W / 2^level)}."""
+        maps = dict(zip(self._base_features, self.base(images), strict=True))
+        return {name: maps[name] for name in self._out_features}
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: dict, *args: Any) -> None:
+        """Accept files without the step counters of BatchNorm, which published checkpoints do not have."""
+        for name, tensor in self.state_dict().items():
+            if name.endswith(".num_batches_tracked"):
+                state_dict.setdefault(prefix + name, tensor)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg: Any, input_shape: ShapeSpec) -> TimmBackbone:
+    """Build the network that `MODEL.TIMM` describes; `MODEL.BACKBONE.FREEZE_AT` does not matter here."""
+    options = cfg.MODEL.TIMM
+    # The suffix names the training data of published weights, not another network.
+    resnet = RESNETS.get(options.BASE_NAME.removesuffix("_in21k"))
+    if resnet is None:
+        return _build_with_timm(options)
+    if input_shape.channels != 3:
+        raise ValueError(f"{options.BASE_NAME} needs 3 input channels, MODEL.PIXEL_MEAN has {input_shape.channels}.")
+    block, blocks_per_stage, extra = resnet
+    base = ResNetBase(block, blocks_per_stage, **extra)
+    if options.PRETRAINED:
+        weights = _import_timm().create_model(options.BASE_NAME, pretrained=True, num_classes=0).state_dict()
+        base.load_state_dict(weights)
+    _freeze_resnet(base, options.FREEZE_AT)
+    channels = [64 * block.expansion * 2**idx for idx in range(4)]
+    backbone = TimmBackbone(base, base_levels=(2, 3, 4, 5), base_channels=channels, out_levels=options.OUT_LEVELS)
+    return _convert_norm(backbone, options.NORM)
+
+
+def _freeze_resnet(base: ResNetBase, freeze_at: int) -> None:
+    """1 freezes the first convolution, 2 also layer1 (stride 4), and so on."""
+    parts = [[base.conv1, base.bn1], [base.layer1], [base.layer2], [base.layer3], [base.layer4]]
+    for part in [module for group in parts[:freeze_at] for module in group]:
+        part.requires_grad_(False)
+    if freeze_at >= 1:
+        base.bn1 = FrozenBatchNorm2d.convert_frozen_batchnorm(base.bn1)
+    for group in parts[1 : max(freeze_at, 1)]:
+        FrozenBatchNorm2d.convert_frozen_batchnorm(group[0])
+
+
+def _build_with_timm(options: Any) -> TimmBackbone:
+    """Build any timm model that returns feature maps."""
+    timm = _import_timm()
+    if options.FREEZE_AT:
+        raise ValueError(f"MODEL.TIMM.FREEZE_AT works for {sorted(RESNETS)} only; set it to 0.")
+    base = timm.create_model(options.BASE_NAME, features_only=True)  # only to learn what it offers
+    levels = {stride.bit_length() - 1: idx for idx, stride in enumerate(base.feature_info.reduction())}
+    missing = [level for level in options.OUT_LEVELS if level not in levels]
+    if missing:
+        raise ValueError(
+            f"{options.BASE_NAME} has levels {sorted(levels)} only, MODEL.TIMM.OUT_LEVELS asks for {missing}."
+        )
+    wanted = sorted(options.OUT_LEVELS)
+    base = timm.create_model(
+        options.BASE_NAME,
+        pretrained=options.PRETRAINED,
+        features_only=True,
+        out_indices=tuple(levels[level] for level in wanted),
+    )
+    if options.NORM == "FrozenBN":
+        base = timm.layers.freeze_batch_norm_2d(base)
+    channels = base.feature_info.channels()
+    return TimmBackbone(base, base_levels=wanted, base_channels=channels, out_levels=wanted)
+
+
+def _convert_norm(backbone: TimmBackbone, norm: str) -> TimmBackbone:
+    """Replace the BatchNorm layers by the kind that `MODEL.TIMM.NORM` names."""
+    if norm == "FrozenBN":
+        return FrozenBatchNorm2d.convert_frozen_batchnorm(backbone)
+    if norm == "SyncBN":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
+    if norm != "BN":
+        raise ValueError(f"MODEL.TIMM.NORM must be FrozenBN, SyncBN or BN, got {norm!r}.")
+    return backbone
+
+
+def _shortcut(block: nn.Module, x: Tensor) -> Tensor:
+    """Return the input of a torchvision block, projected where the block changes its shape."""
+    if block.downsample is None:
+        return x
+    conv, norm = block.downsample
+    return block.folds.apply(conv, norm, x)
+
+
+def _import_timm() -> Any:
+    """Import timm where it is needed: it is an optional extra."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError(
+            'This MODEL.TIMM.BASE_NAME, or PRETRAINED True, needs the package timm: pip install "lbvq[timm]".'
+        ) from error
+    return timm
