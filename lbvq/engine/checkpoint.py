@@ -1,0 +1,201 @@
+"""Save and resume training: published file names and content, written so that a crash never leaves half a file.
+
+`OUTPUT_DIR/model_0004999.pth`, `model_final.pth`, and a text file `last_checkpoint` with the name of the newest one.
+A file holds {"model": names to tensors, "iteration": the one just finished, and what is saved beside the model}.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from . import comm
+from .weight_files import read_weights
+from .weights import LoadReport, load_weight_file, load_weights, unwrap
+
+__all__ = ["Checkpointer", "LoadReport", "load_weights", "save_checkpoint"]
+
+logger = logging.getLogger(__name__)
+
+LAST_CHECKPOINT = "last_checkpoint"
+
+
+class Stateful(Protocol):
+    """Something that can be saved beside the model: an optimizer, a trainer."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+def save_checkpoint(path: str | os.PathLike, content: Mapping[str, Any]) -> Path:
+    """Write `content` with `torch.save`: the file appears complete or, on any error, not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_atomically(path, lambda file: torch.save(dict(content), file))
+    return path
+
+
+def _write_atomically(path: Path, write: Callable[[Any], None]) -> None:
+    """Write to a temporary file beside `path`, force it to disk, and put it in place in one step."""
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force the new name to disk, where the system can do that."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Checkpointer:
+    """Saves a model with the states beside it, and resumes from the newest file.
+
+    Args:
+        model: its wrappers of data-parallel training and `torch.compile` do not show in the file.
+        save_dir: the folder of the run.
+        states: what is saved and resumed beside the model, under the keyword; `trainer=` in training.
+    """
+
+    def __init__(self, model: nn.Module, save_dir: str | os.PathLike = "", **states: Stateful) -> None:
+        self.model = model
+        self.save_dir = Path(save_dir)
+        self.states = states
+
+    def save(self, name: str, **extra: Any) -> Path:
+        """Write `name`.pth in the folder of the run and note it as the newest; only process 0 writes.
+
+        Every process calls this, since collecting a state may need all of them.
+
+        Args:
+            extra: plain values for the file, as `iteration=4999`.
+        """
+        states = {key: state.state_dict() for key, state in self.states.items()}
+        path = self.save_weights(name, **states, **extra)
+        if comm.is_main_process():
+            self.tag_last_checkpoint(path.name)
+        return path
+
+    def save_weights(self, name: str, **extra: Any) -> Path:
+        """Write the model without the states; the file is not what a resumed run would go on from."""
+        path = self.save_dir / f"{name}.pth"
+        if comm.is_main_process():
+            logger.info("Saving checkpoint to %s", path)
+            save_checkpoint(path, {"model": unwrap(self.model).state_dict(), **extra})
+        return path
+
+    def load(
+        self,
+        path: str | os.PathLike,
+        *,
+        states: bool = True,
+        allow_missing: str | Callable[[str], bool] = "none",
+    ) -> dict[str, Any]:
+        """Load a checkpoint into the model and, with `states`, into what is saved beside it.
+
+        Returns:
+            What else the file holds, `iteration` among it.
+        """
+        file = read_weights(path)
+        load_weight_file(self.model, file, allow_missing=allow_missing)
+        rest = file.rest
+        for key, state in self.states.items() if states else ():
+            if key not in rest:
+                logger.warning("%s holds no state of the %s; it starts anew.", path, key)
+                continue
+            logger.info("Loading the state of the %s from %s", key, path)
+            state.load_state_dict(rest.pop(key))
+        return rest
+
+    def resume_or_load(
+        self,
+        weights: str | os.PathLike,
+        *,
+        resume: bool = False,
+        allow_missing: str | Callable[[str], bool] | None = None,
+    ) -> dict[str, Any]:
+        """Go on with the newest checkpoint of the folder, or start from weights.
+
+        With `resume` and a checkpoint in the folder everything comes from it and `weights` is ignored; otherwise only
+        the model is loaded, from `weights`, or nothing when that is "".
+
+        Args:
+            weights: path or address, see `load_weights`.
+            resume: go on if there is something to go on with.
+            allow_missing: of `load_weights`. None is "new_modules" with states beside the model, which means training,
+                and "classifier" without.
+
+        Returns:
+            The rest of the resumed file; {} for a new run. Training goes on at `["iteration"] + 1`.
+        """
+        if resume and self.has_checkpoint():
+            path = self.last_checkpoint()
+            logger.info("Resuming from %s; MODEL.WEIGHTS is not used.", path)
+            return self.load(path)
+        if resume:
+            logger.warning("There is nothing to resume in %s; this is a new run.", self.save_dir.absolute())
+        if not os.fspath(weights):
+            logger.info("No weights are named: the model starts with random values.")
+            return {}
+        if allow_missing is None:
+            allow_missing = "new_modules" if self.states else "classifier"
+        load_weights(self.model, weights, allow_missing=allow_missing)
+        return {}
+
+    def has_checkpoint(self) -> bool:
+        """True when the folder of the run names a newest checkpoint."""
+        return (self.save_dir / LAST_CHECKPOINT).is_file()
+
+    def last_checkpoint(self) -> Path:
+        """Return the newest checkpoint; FileNotFoundError when there is none or its file is gone."""
+        note = self.save_dir / LAST_CHECKPOINT
+        if not note.is_file():
+            raise FileNotFoundError(
+                f"{self.save_dir.absolute()} has no checkpoint: there is no file {LAST_CHECKPOINT}."
+            )
+        name = note.read_text(encoding="utf-8").strip()
+        path = self.save_dir / Path(name).name
+        if not path.is_file():
+            others = ", ".join(sorted(other.name for other in self.save_dir.glob("*.pth"))) or "no other checkpoint"
+            raise FileNotFoundError(f"{note} names {name}, which is not there; the folder has {others}.")
+        return path
+
+    def tag_last_checkpoint(self, file_name: str) -> None:
+        """Note `file_name` as the newest checkpoint: its base name, nothing else, as published."""
+        _write_atomically(self.save_dir / LAST_CHECKPOINT, lambda file: file.write(file_name.encode("utf-8")))
+
+    def delete(self, name: str) -> None:
+        """Delete the checkpoint `name`, unless it is the newest; one that is gone already is no error."""
+        path = self.save_dir / f"{name}.pth"
+        if self.has_checkpoint() and self.last_checkpoint() == path:
+            logger.warning("%s is the newest checkpoint and stays.", path)
+            return
+        path.unlink(missing_ok=True)

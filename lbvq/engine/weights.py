@@ -1,0 +1,235 @@
+"""Load a weight file into a model and report what fitted.
+
+Published rules: names are matched as they are, or by their endings when the file asks for it; tensors of another shape
+are left out (fine-tuning on other classes needs it). Beyond them, a file that does not fit is an error and not a line
+in a log.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from .name_matching import (
+    caffe2_to_ours,
+    group_names,
+    match_suffixes,
+    rename_for_model,
+    strip_prefix_of_all,
+)
+from .weight_files import WeightFile, find_weights, read_weights
+
+logger = logging.getLogger(__name__)
+
+ALLOW_MISSING = ("none", "classifier", "new_modules", "all")
+CLASSIFIER_PARTS = frozenset({"class_embed", "empty_weight", "empty_object_weight", "freq_weight"})
+CONSTANTS = frozenset({"pixel_mean", "pixel_std"})  # at the root of the model: from the configuration, not learned
+CONSTANT_LEAVES = ("relative_position_index", "num_batches_tracked")  # in any module: computed, or without effect
+
+
+@dataclass
+class LoadReport:
+    """What happened to the names of a model and of a file.
+
+    Attributes:
+        source: the file.
+        kind: what the file is.
+        matched: model names that have their value from the file.
+        missing: model names that keep the value they had, sorted; those of another shape included.
+        unexpected: file names that the model does not have, in file order.
+        mismatched: (name, shape in the file, shape in the model) of tensors left out for their shape.
+    """
+
+    source: str
+    kind: str
+    matched: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """True when every name of the model came from the file and the file had nothing else."""
+        return not (self.missing or self.unexpected)
+
+    def __str__(self) -> str:
+        lines = [f"{self.source} ({self.kind}): {len(self.matched)} tensors loaded."]
+        if self.mismatched:
+            lines.append("Left out because of their shape:")
+            lines += [f"  {name}: {file} in the file, {model} in the model" for name, file, model in self.mismatched]
+        shapes = {name for name, _, _ in self.mismatched}
+        missing = [name for name in self.missing if name not in shapes]
+        for title, names in (("Not in the file:", missing), ("Not in the model:", self.unexpected)):
+            if names:
+                lines += [title, *(f"  {line}" for line in group_names(names))]
+        return "\n".join(lines)
+
+
+def load_weights(
+    model: nn.Module,
+    path_or_url: str | os.PathLike,
+    *,
+    allow_missing: str | Callable[[str], bool] = "classifier",
+) -> LoadReport:
+    """Load a file into `model` in place and return a report, which is also logged when something did not fit.
+
+    Args:
+        model: any module; wrappers of data-parallel training and of `torch.compile` are seen through.
+        path_or_url: a path, a name in the folder $VIS_WEIGHTS_DIR, an https:// or a detectron2:// address.
+        allow_missing: which names of the model may be absent from the file. "none"; "classifier": class weights, whose
+            number depends on the data set; "new_modules": also whole modules, at most two levels deep, of which the
+            file has nothing: for training from an image model or a backbone; "all"; or a function of a name.
+
+    Raises:
+        ValueError: the file cannot be read, nothing in it fits, or other names are missing. The model then may have
+            taken over a part of the file.
+    """
+    _check_allow_missing(allow_missing)
+    path, suffix_matching = find_weights(path_or_url)
+    file = read_weights(path)
+    file.suffix_matching |= suffix_matching
+    return load_weight_file(model, file, allow_missing=allow_missing)
+
+
+def load_weight_file(
+    model: nn.Module, file: WeightFile, *, allow_missing: str | Callable[[str], bool] = "classifier"
+) -> LoadReport:
+    """Load what `read_weights` returned; see `load_weights`."""
+    _check_allow_missing(allow_missing)
+    model = unwrap(model)
+    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    tensors, kind = _with_names_of(own, file)
+    report = LoadReport(source=str(file.path), kind=kind)
+    for name in [name for name in tensors if name in own and tensors[name].shape != own[name].shape]:
+        report.mismatched.append((name, tuple(tensors.pop(name).shape), tuple(own[name].shape)))
+    _load(model, tensors, report)
+    used = [name for name in tensors if name not in report.unexpected]
+    if not used and (own or tensors):
+        raise ValueError(
+            f"Nothing in {report.source} ({report.kind}) fits the model. The model has {_some(list(own))}; the file "
+            f"has {_some([*tensors, *(name for name, _, _ in report.mismatched)])}."
+        )
+    _refuse_missing(report, allow_missing)
+    logger.log(logging.INFO if report.complete else logging.WARNING, "%s", report)
+    return report
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the module inside data-parallel and `torch.compile` wrappers."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def _check_allow_missing(allow_missing: str | Callable[[str], bool]) -> None:
+    if not callable(allow_missing) and allow_missing not in ALLOW_MISSING:
+        raise ValueError(f"allow_missing must be one of {ALLOW_MISSING} or a function, got {allow_missing!r}.")
+
+
+def _with_names_of(own: Mapping[str, Tensor], file: WeightFile) -> tuple[OrderedDict[str, Tensor], str]:
+    """Return the file's tensors under the model's names as far as they can be found, and what the file is."""
+    tensors, kind = file.tensors, file.kind
+    for prefix in ("module.", "_orig_mod."):  # left by data-parallel training and torch.compile
+        tensors = strip_prefix_of_all(tensors, prefix)
+    suffix_matching = file.suffix_matching
+    if file.caffe2_names:
+        tensors = OrderedDict((caffe2_to_ours(name), tensor) for name, tensor in tensors.items())
+    else:
+        renamed, recognised = rename_for_model(tensors, own)
+        if recognised:
+            tensors = OrderedDict((renamed[name], tensor) for name, tensor in tensors.items())
+            kind, suffix_matching = f"{kind}, {recognised}", True
+    if suffix_matching or not any(name in own for name in tensors):
+        tensors, matched = _match_endings(own, tensors)
+        kind += ", names matched by their endings" if matched else ""
+    return tensors, kind
+
+
+def _match_endings(
+    own: Mapping[str, Tensor], tensors: OrderedDict[str, Tensor]
+) -> tuple[OrderedDict[str, Tensor], bool]:
+    match = match_suffixes(
+        {name: tuple(tensor.shape) for name, tensor in own.items()},
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+    )
+    if not match.chosen and not match.mismatched:
+        return tensors, False
+    renamed = OrderedDict((name, tensors[source]) for name, source in match.chosen.items())
+    # A tensor of another shape is reported under the model's name and left out later, unless its ending is so common
+    # ("norm.weight") that several names of the model have it: then it means none of them.
+    claims = Counter([*match.chosen.values(), *match.mismatched.values()])
+    single = {name: source for name, source in match.mismatched.items() if claims[source] == 1}
+    renamed.update((name, tensors[source]) for name, source in single.items())
+    shown = set(single.values())
+    renamed.update((name, tensors[name]) for name in match.unused if name not in shown and name not in renamed)
+    return renamed, True
+
+
+def _load(model: nn.Module, tensors: OrderedDict[str, Tensor], report: LoadReport) -> None:
+    try:
+        result = model.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:  # a module renamed a tensor while loading and its shape differs
+        raise ValueError(f"{report.source} does not fit the model: {error}") from error
+    absent = set(result.missing_keys)
+    own = model.state_dict(keep_vars=True)
+    loaded = {id(tensor) for name, tensor in own.items() if name not in absent}  # shared ones need one name only
+    report.matched = [name for name in own if name not in absent]
+    report.missing = sorted(name for name in absent if id(own.get(name)) not in loaded and not _is_constant(name))
+    report.unexpected = [name for name in result.unexpected_keys if "anchor_generator.cell_anchors" not in name]
+
+
+def _is_constant(name: str) -> bool:
+    return name in CONSTANTS or name.endswith(CONSTANT_LEAVES)
+
+
+# -- what a file must at least have ----------------------------------------------------------------------------------
+
+
+def _refuse_missing(report: LoadReport, allow_missing: str | Callable[[str], bool]) -> None:
+    shapes = {name: f"  {name}: {file} in the file, {model} in the model" for name, file, model in report.mismatched}
+    in_file = [*report.matched, *shapes]
+    refused = [name for name in report.missing if not _may_be_missing(name, in_file, allow_missing)]
+    if not refused:
+        return
+    top_level = sorted({name.split(".")[0] for name in report.matched})
+    absent = sorted({name.split(".")[0] for name in refused} - set(top_level))
+    if absent and len(top_level) == 1:
+        raise ValueError(
+            f"{report.source} ({report.kind}) holds only a {top_level[0]} ({len(report.matched)} tensors); the model "
+            f"also needs {', '.join(absent)}. For training that starts from it, pass allow_missing='new_modules'."
+        )
+    lines = [f"  {line}" for line in group_names(name for name in refused if name not in shapes)]
+    lines += [shapes[name] for name in refused if name in shapes]
+    raise ValueError(
+        f"{report.source} ({report.kind}) lacks {len(refused)} tensors of the model:\n" + "\n".join(lines) + "\n"
+        "Is it the file for this configuration? allow_missing says what may be absent: 'new_modules' for training "
+        "from another model, 'all' for anything."
+    )
+
+
+def _may_be_missing(name: str, in_file: Iterable[str], allow_missing: str | Callable[[str], bool]) -> bool:
+    if callable(allow_missing):
+        return bool(allow_missing(name))
+    if allow_missing in ("none", "all"):
+        return allow_missing == "all"
+    parts = name.split(".")
+    if CLASSIFIER_PARTS.intersection(parts):
+        return True
+    if allow_missing == "classifier":
+        return False
+    ancestors = (".".join(parts[:depth]) + "." for depth in (1, 2) if depth < len(parts))
+    return any(not any(other.startswith(ancestor) for other in in_file) for ancestor in ancestors)
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown or "no tensors"
