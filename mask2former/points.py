@@ -1,0 +1,61 @@
+"""Reading masks at points instead of everywhere.
+
+Mask losses and matching costs look at P points of each mask (PointRend, Kirillov et al., CVPR 2020, section 3.2;
+Mask2Former, Cheng et al., CVPR 2022, section 3.3). Points are (x, y) in [0, 1] x [0, 1], whatever the resolution of the
+mask, so a prediction at stride 4 and a target in pixels are read at the same place.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def point_sample(maps: Tensor, points: Tensor) -> Tensor:
+    """Read maps at points, bilinearly; zero outside.
+
+    Args:
+        maps: (N, C, H, W); integer and bool maps are read as float32.
+        points: (N, P, 2) as (x, y) in [0, 1].
+
+    Returns:
+        (N, C, P).
+    """
+    if not maps.is_floating_point():
+        maps = maps.float()
+    grid = (2.0 * points - 1.0).to(maps.dtype)[:, :, None]  # (N, P, 1, 2)
+    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False).squeeze(3)
+
+
+@torch.no_grad()
+def uncertain_points(
+    logits: Tensor, num_points: int, oversample_ratio: float, importance_sample_ratio: float
+) -> Tensor:
+    """Draw points of which most lie where the logit is close to 0.
+
+    Args:
+        logits: (N, 1, h, w) mask logits.
+        num_points: P.
+        oversample_ratio: candidates per point, at least 1.
+        importance_sample_ratio: share of the P points taken from the most uncertain candidates, in [0, 1]; the others
+            are drawn anywhere.
+
+    Returns:
+        (N, P, 2), the important ones first.
+    """
+    if oversample_ratio < 1 or not 0 <= importance_sample_ratio <= 1:
+        raise ValueError(
+            f"oversample_ratio must be at least 1 and importance_sample_ratio in [0, 1], got {oversample_ratio} and "
+            f"{importance_sample_ratio}; set MODEL.MASK_FORMER.OVERSAMPLE_RATIO and IMPORTANCE_SAMPLE_RATIO."
+        )
+    num_masks = logits.shape[0]
+    num_important = int(importance_sample_ratio * num_points)
+    candidates = torch.rand(num_masks, int(num_points * oversample_ratio), 2, device=logits.device)
+    uncertainty = -point_sample(logits, candidates)[:, 0].abs()  # (N, P * ratio)
+    chosen = uncertainty.topk(num_important, dim=1).indices
+    points = candidates.gather(1, chosen[:, :, None].expand(-1, -1, 2))
+    if num_important < num_points:
+        anywhere = torch.rand(num_masks, num_points - num_important, 2, device=logits.device)
+        points = torch.cat((points, anywhere), dim=1)
+    return points

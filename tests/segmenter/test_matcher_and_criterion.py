@@ -1,0 +1,157 @@
+"""Point sampling, matching and losses against the recorded numbers, small cases by hand, and empty cases."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from fixed_points import fixed_rand
+from helpers import GOLDEN
+
+from mask2former.modeling.criterion import SetCriterion, dice_loss, sigmoid_ce_loss
+from mask2former.modeling.matcher import (
+    HungarianMatcher,
+    assign,
+    matching_cost,
+    pairwise_dice,
+    pairwise_sigmoid_ce,
+)
+from mask2former.points import point_sample, uncertain_points
+
+NUM_POINTS = 49
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(GOLDEN / "m2f_parts.npz") as arrays:
+        names = [name for name in arrays.files if name.split("/")[0] in ("crit", "match", "loss")]
+        return {name: torch.from_numpy(np.asarray(arrays[name])) for name in names}
+
+
+@pytest.fixture(scope="module")
+def targets(golden):
+    return [{"labels": golden[f"crit/tgt_labels{i}"], "masks": golden[f"crit/tgt_masks{i}"]} for i in range(2)]
+
+
+def close(value, want):
+    torch.testing.assert_close(value, want, rtol=1e-4, atol=1e-5)
+
+
+def make_matcher():
+    return HungarianMatcher(cost_class=2.0, cost_mask=5.0, cost_dice=5.0, num_points=NUM_POINTS)
+
+
+def make_criterion():
+    return SetCriterion(5, matcher=make_matcher(), num_points=NUM_POINTS, last_layer_num=2)
+
+
+def test_losses_and_pairwise_costs_equal_the_recorded_ones(golden):
+    logits, masks = golden["loss/logits"], golden["loss/targets"]
+    close(dice_loss(logits, masks, 3.0), golden["loss/dice"])
+    close(sigmoid_ce_loss(logits, masks, 3.0), golden["loss/ce"])
+    close(pairwise_dice(logits, masks[:3]), golden["loss/batch_dice"])
+    close(pairwise_sigmoid_ce(logits, masks[:3]), golden["loss/batch_ce"])
+
+
+def test_costs_and_matches_equal_the_recorded_ones(golden, targets):
+    outputs = {"pred_logits": golden["crit/logits"], "pred_masks": golden["crit/masks"]}
+    matcher = make_matcher()
+    with fixed_rand():
+        close(torch.rand(1, NUM_POINTS, 2), golden["match/points"])
+        close(matcher.cost(outputs, targets[0], 0), golden["match/cost0"])
+        matches = matcher(outputs, targets)
+        few = matcher({name: value[:1, :2] for name, value in outputs.items()}, targets[:1])
+    for image, (queries, objects) in enumerate(matches):
+        assert torch.equal(queries, golden[f"match/q{image}"]) and torch.equal(objects, golden[f"match/t{image}"])
+    assert torch.equal(few[0][0], golden["match/few_q"]) and torch.equal(few[0][1], golden["match/few_t"])
+
+
+def test_all_losses_and_kept_matches_equal_the_recorded_ones(golden, targets):
+    outputs = {"pred_logits": golden["crit/logits"], "pred_masks": golden["crit/masks"]}
+    outputs["aux_outputs"] = [
+        {"pred_logits": golden[f"crit/aux{i}_logits"], "pred_masks": golden[f"crit/aux{i}_masks"]} for i in range(2)
+    ]
+    with fixed_rand():
+        losses, kept = make_criterion()(outputs, targets)
+    assert set(losses) == {name.removeprefix("crit/") for name in golden if name.startswith("crit/loss")}
+    for name, loss in losses.items():
+        close(loss, golden[f"crit/{name}"])
+    for layer in range(2):
+        for image in range(2):
+            for index, kind in enumerate("qt"):
+                assert torch.equal(kept[layer][image][index], golden[f"crit/fg{layer}_{image}_{kind}"])
+
+
+def test_uncertain_points_equal_the_recorded_ones(golden):
+    with fixed_rand():
+        close(
+            uncertain_points(golden["crit/masks"][0][:3, None], NUM_POINTS, 3.0, 0.75), golden["crit/uncertain_points"]
+        )
+
+
+def test_point_sample_reads_pixel_centres_exactly_and_zero_outside():
+    maps = torch.arange(12.0).reshape(1, 1, 3, 4)
+    centres = torch.tensor([[[0.5 / 4, 0.5 / 3], [3.5 / 4, 2.5 / 3], [1.5, 0.5]]])
+    assert point_sample(maps, centres).flatten().tolist() == pytest.approx([0.0, 11.0, 0.0], abs=1e-5)
+
+
+def test_uncertain_points_lie_where_the_logit_changes_sign():
+    torch.manual_seed(0)
+    logits = torch.linspace(-8, 8, 64).expand(2, 1, 64, 64)
+    points = uncertain_points(logits, 100, 4.0, 0.75)
+    assert points.shape == (2, 100, 2) and points.min() >= 0 and points.max() <= 1
+    distance = (points[:, :, 0] - 0.5).abs()
+    assert distance[:, :75].median() < 0.1 < distance[:, 75:].median()
+
+
+@pytest.mark.parametrize("oversample, importance", [(0.5, 0.75), (3.0, 1.5)])
+def test_impossible_point_settings_are_refused(oversample, importance):
+    with pytest.raises(ValueError, match="OVERSAMPLE_RATIO"):
+        uncertain_points(torch.zeros(1, 1, 4, 4), 10, oversample, importance)
+
+
+def test_a_perfect_query_costs_least():
+    mask = (torch.rand(2, 50) > 0.5).float()
+    logits = torch.tensor([[-9.0, 9.0, 0.0], [9.0, -9.0, 0.0], [0.0, 0.0, 9.0]])
+    masks = torch.stack([mask[1] * 40 - 20, mask[0] * 40 - 20, torch.zeros(50)])
+    cost = matching_cost(logits, masks, torch.tensor([0, 1]), mask, cost_class=2, cost_mask=5, cost_dice=5)
+    queries, objects = assign(cost)
+    assert queries.tolist() == [0, 1] and objects.tolist() == [1, 0]
+
+
+def test_matching_without_objects_is_empty():
+    queries, objects = assign(torch.zeros(5, 0))
+    assert len(queries) == len(objects) == 0 and queries.dtype == torch.int64
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_cost_that_is_not_finite_names_the_sample(value):
+    outputs = {"pred_logits": torch.zeros(2, 3, 6), "pred_masks": torch.zeros(2, 3, 4, 4)}
+    outputs["pred_masks"][1] = value
+    targets = [
+        {"labels": torch.tensor([0]), "masks": torch.ones(1, 8, 8), "name": name} for name in ("video a", "video b")
+    ]
+    with pytest.raises(ValueError, match=r"video b: .* not finite"):
+        make_matcher()(outputs, targets)
+
+
+def test_a_batch_without_objects_has_a_class_loss_and_zero_mask_losses_with_gradients():
+    outputs = {
+        "pred_logits": torch.randn(2, 8, 6, requires_grad=True),
+        "pred_masks": torch.randn(2, 8, 12, 16, requires_grad=True),
+    }
+    targets = [{"labels": torch.zeros(0, dtype=torch.int64), "masks": torch.zeros(0, 48, 64)}] * 2
+    losses, _ = make_criterion()(outputs, targets)
+    assert losses["loss_mask"] == 0 and losses["loss_dice"] == 0 and losses["loss_ce"] > 0
+    sum(losses.values()).backward()
+    assert outputs["pred_masks"].grad is not None
+
+
+def test_the_order_of_objects_does_not_matter(golden, targets):
+    outputs = {"pred_logits": golden["crit/logits"], "pred_masks": golden["crit/masks"]}
+    flipped = [{name: value.flip(0) for name, value in target.items()} for target in targets]
+    with fixed_rand():
+        first, _ = make_criterion()(outputs, targets)
+        second, _ = make_criterion()(outputs, flipped)
+    for name, loss in first.items():
+        close(second[name], loss)
