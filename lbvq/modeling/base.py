@@ -1,0 +1,186 @@
+"""What every video method built on the frame segmenter shares.
+
+A method is a `VideoSegmenter` with two duties: `losses(clips)` in training and `inference(video)` at test. This class
+normalises and pads frames, runs the frame segmenter over a video of any length piece by piece, and switches between the
+two duties.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mask2former.modeling.criterion import SetCriterion
+from mask2former.registry import build_backbone, build_sem_seg_head
+from mask2former.structures import ImageList
+
+CPU_RUN_CHUNK = 2  # frames encoded at once on a CPU; more only spill out of its caches
+
+
+@dataclass
+class EncodedFrames:
+    """What the frame segmenter says about t consecutive frames of a video."""
+
+    start: int  # number of the first frame
+    image_size: tuple[int, int]  # (height, width) of a frame
+    padded_size: tuple[int, int]  # (height, width) with padding
+    backbone_features: dict[str, Tensor]
+    outputs: dict[str, Any]  # of the frame decoder
+    frame_queries: Tensor  # (L, t, Q, C)
+    mask_features: Tensor  # (t, C, h, w), the pixel decoder's finest map
+
+
+class VideoSegmenter(nn.Module):
+    """Frame segmenter plus the code around it; subclasses write `losses` and `inference`."""
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        sem_seg_head: nn.Module,
+        criterion: nn.Module,
+        num_frames: int,
+        size_divisibility: int,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        num_predictions: int,
+        run_chunk_size: int,
+        feature_budget_mib: float,
+        compile_encoder: bool,
+    ) -> None:
+        """Args:
+        backbone, sem_seg_head, criterion: the frame segmenter and its losses.
+        num_frames: T of a training clip.
+        size_divisibility: frames are padded to a multiple of this; negative means what the backbone asks for.
+        pixel_mean, pixel_std: per channel, 0..255.
+        num_predictions: most (object, class) pairs reported per video.
+        run_chunk_size: most frames encoded at once at test; results do not depend on it.
+        feature_budget_mib: mask features of a video kept in memory, MiB; the rest goes to a temporary file.
+        compile_encoder: torch.compile the backbone, the pixel decoder and the frame decoder.
+        """
+        super().__init__()
+        if run_chunk_size < 1:
+            raise ValueError(f"TEST_RUN_CHUNK_SIZE must be at least 1, got {run_chunk_size}.")
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        self.criterion = criterion
+        self.num_frames = num_frames
+        self.size_divisibility = backbone.size_divisibility if size_divisibility < 0 else size_divisibility
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        self.num_predictions = num_predictions
+        self.run_chunk_size = run_chunk_size
+        self.feature_budget_mib = feature_budget_mib
+        if compile_encoder:
+            self.compile_encoder()
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> dict[str, Any]:
+        """Keyword arguments of the constructor that are common to all methods."""
+        mask_former = cfg.MODEL.MASK_FORMER
+        backbone = build_backbone(cfg)
+        return {
+            "backbone": backbone,
+            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
+            "criterion": SetCriterion(**SetCriterion.from_config(cfg)),
+            "num_frames": cfg.INPUT.SAMPLING_FRAME_NUM,
+            "size_divisibility": mask_former.SIZE_DIVISIBILITY,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "num_predictions": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "run_chunk_size": 18,
+            "feature_budget_mib": cfg.TEST.FEATURE_BUDGET_MB,
+            "compile_encoder": cfg.MODEL.COMPILE,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, samples: list[dict[str, Any]]) -> Any:
+        """Return weighted losses of the clips in training, the output of one video at test."""
+        if self.training:
+            return self.losses(samples)
+        if len(samples) != 1:
+            raise ValueError(f"at test a video model takes one video at a time, got a list of {len(samples)}.")
+        with torch.inference_mode():
+            return self.inference(samples[0])
+
+    def losses(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Weighted losses of B training clips."""
+        raise NotImplementedError
+
+    def inference(self, video: dict[str, Any]) -> Any:
+        """Published output dictionary of one video."""
+        raise NotImplementedError
+
+    def batch_images(self, frames: Sequence[Tensor]) -> ImageList:
+        """Normalise frames (3, h, w), 0..255 RGB, and pad them to a common size with zeros."""
+        images = [(torch.as_tensor(frame).to(self.device) - self.pixel_mean) / self.pixel_std for frame in frames]
+        return ImageList.from_tensors(images, self.size_divisibility)
+
+    def batch_clips(self, samples: list[dict[str, Any]]) -> ImageList:
+        """Normalise and pad the frames of B training clips, clip by clip."""
+        for sample in samples:
+            if len(sample["image"]) != self.num_frames or len(sample["instances"]) != self.num_frames:
+                raise ValueError(
+                    f"a training clip must have INPUT.SAMPLING_FRAME_NUM = {self.num_frames} frames, got "
+                    f"{len(sample['image'])} images and {len(sample['instances'])} sets of instances."
+                )
+        return self.batch_images([frame for sample in samples for frame in sample["image"]])
+
+    def encode_video(self, frames: Sequence[Tensor]) -> Iterator[EncodedFrames]:
+        """Run the frame segmenter over a video, a few frames at a time.
+
+        Args:
+            frames: T tensors (3, h, w) of one size, uint8 or float 0..255 RGB; may be decoded when indexed.
+        """
+        if len(frames) == 0:
+            raise ValueError("the video has no frames.")
+        step = self.run_chunk_size if self.device.type != "cpu" else min(self.run_chunk_size, CPU_RUN_CHUNK)
+        first_size = None
+        for start in range(0, len(frames), step):
+            images = self.batch_images([frames[t] for t in range(start, min(start + step, len(frames)))])
+            first_size = first_size or images.image_sizes[0]
+            for t, size in enumerate(images.image_sizes, start):
+                if size != first_size:
+                    raise ValueError(
+                        f"all frames of a video must have one size; frame 0 is {first_size} (height, width), "
+                        f"frame {t} is {size}. Resize them before, or split the video."
+                    )
+            yield self.encode_frames(images, start)
+
+    def encode_frames(self, images: ImageList, start: int = 0) -> EncodedFrames:
+        """Run the frame segmenter over a batch of frames of equal size."""
+        batch = images.tensor.contiguous(memory_format=torch.channels_last)
+        features = self.backbone(batch)
+        outputs, frame_queries, mask_features = self.sem_seg_head(features)
+        return EncodedFrames(
+            start=start,
+            image_size=images.image_sizes[0],
+            padded_size=tuple(batch.shape[-2:]),
+            backbone_features=features,
+            outputs=outputs,
+            frame_queries=frame_queries,
+            mask_features=mask_features,
+        )
+
+    def compile_encoder(self) -> None:
+        """Compile the frame segmenter; parameter names stay as they are."""
+        self.backbone.compile()
+        self.sem_seg_head.compile()
+
+    def freeze_all_but(self, module_name: str) -> None:
+        """Stop training every parameter whose name lacks `module_name`; as published, nothing is put in eval mode."""
+        for name, parameter in self.named_parameters():
+            if module_name not in name:
+                parameter.requires_grad_(False)
+
+
+def output_size(video: dict[str, Any], image_size: tuple[int, int]) -> tuple[int, int]:
+    """Size (height, width) of the masks to return: the sample's `height` and `width`, else the network input's."""
+    return (int(video.get("height", image_size[0])), int(video.get("width", image_size[1])))

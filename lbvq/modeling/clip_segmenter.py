@@ -1,0 +1,130 @@
+"""Methods that look at all frames first and then decide what the objects of the video are: LBVQ and VITA.
+
+The frame segmenter gives Q queries per frame; a clip module turns the queries of all frames into N objects, each with
+class scores and one mask embedding for the whole clip; the product of that embedding with the mask features of a frame
+is the object's mask there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mask2former.modeling.criterion import SetCriterion
+
+from .base import VideoSegmenter, output_size
+from .clip_criterion import ClipCriterion, weighted
+from .clip_decoder import ClipMasks
+from .feature_store import FeatureStore
+from .postprocess import MaskStream, image_output, select_top, video_output
+from .targets import prepare_targets
+
+
+class ClipSegmenter(VideoSegmenter):
+    """Frame segmenter, clip module and clip criterion; a subclass names its prefix and builds its clip module.
+
+    `prefix` fixes the published names: the modules `<prefix>_module` and `<prefix>_criterion`, the losses
+    `loss_<prefix>_*`, and the group `MODEL.<PREFIX>` of the configuration.
+    """
+
+    prefix: str
+
+    def __init__(
+        self,
+        *,
+        clip_module: nn.Module,
+        clip_criterion: nn.Module,
+        freeze_detector: bool,
+        mask_chunk_size: int,
+        is_coco: bool,
+        **frame_segmenter: Any,
+    ) -> None:
+        """Args:
+        clip_module: turns frame queries into objects.
+        clip_criterion: losses of the objects.
+        freeze_detector: train the clip module only.
+        mask_chunk_size: frames whose masks are made at once at test; results do not depend on it.
+        is_coco: return the results of an image model, for image data sets.
+        frame_segmenter: arguments of `VideoSegmenter`.
+        """
+        super().__init__(**frame_segmenter)
+        if mask_chunk_size < 1:
+            raise ValueError(
+                f"MODEL.{self.prefix.upper()}.TEST_INTERPOLATE_CHUNK_SIZE must be at least 1, got {mask_chunk_size}."
+            )
+        self.add_module(f"{self.prefix}_module", clip_module)  # checkpoint names
+        self.add_module(f"{self.prefix}_criterion", clip_criterion)
+        self.mask_chunk_size = mask_chunk_size
+        self.is_coco = is_coco
+        if freeze_detector:
+            self.freeze_all_but(f"{self.prefix}_module")
+
+    @classmethod
+    def build_clip_module(cls, cfg: Any) -> nn.Module:
+        """Build the clip module of this method."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> dict[str, Any]:
+        clip = cfg.MODEL[cls.prefix.upper()]
+        return {
+            **super().from_config(cfg),
+            "criterion": SetCriterion(**SetCriterion.from_config(cfg, clip.LAST_LAYER_NUM)),
+            "run_chunk_size": clip.TEST_RUN_CHUNK_SIZE,
+            "clip_module": cls.build_clip_module(cfg),
+            "clip_criterion": ClipCriterion(**ClipCriterion.from_config(cfg, cls.prefix)),
+            "freeze_detector": clip.FREEZE_DETECTOR,
+            "mask_chunk_size": clip.TEST_INTERPOLATE_CHUNK_SIZE,
+            "is_coco": len(cfg.DATASETS.TEST) > 0 and cfg.DATASETS.TEST[0].startswith("coco"),
+        }
+
+    @property
+    def clip_module(self) -> nn.Module:
+        return getattr(self, f"{self.prefix}_module")
+
+    @property
+    def clip_criterion(self) -> nn.Module:
+        return getattr(self, f"{self.prefix}_criterion")
+
+    def losses(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Frame losses and clip losses of B training clips, weighted."""
+        encoded = self.encode_frames(self.batch_clips(samples))
+        frame_targets, clip_targets = prepare_targets(samples, encoded.padded_size, self.device)
+        frame_losses, frame_matches = self.criterion(encoded.outputs, frame_targets)
+
+        outputs = self.clip_module(encoded.frame_queries)
+        features = self.clip_module.mask_features(encoded.mask_features).unflatten(0, (len(samples), -1))
+        for layer in (outputs, *outputs["aux_outputs"]):
+            layer["pred_masks"] = ClipMasks(layer["pred_mask_embed"], features)
+        clip_losses = self.clip_criterion(outputs, clip_targets, frame_targets, frame_matches)
+        return {
+            **weighted(frame_losses, self.criterion.weight_dict),
+            **weighted(clip_losses, self.clip_criterion.weight_dict),
+        }
+
+    def inference(self, video: dict[str, Any]) -> Any:
+        """Segment one video of any length; mask features beyond the budget wait in a temporary file."""
+        frame_queries = []
+        with FeatureStore(self.feature_budget_mib) as store:
+            for chunk in self.encode_video(video["image"]):
+                frame_queries.append(chunk.frame_queries[-1:])
+                store.append(self.clip_module.mask_features(chunk.mask_features))
+                image_size, padded_size = chunk.image_size, chunk.padded_size
+            objects = self.clip_module(torch.cat(frame_queries, dim=1))
+            probabilities = objects["pred_logits"][-1, 0].float().softmax(-1)[:, :-1]  # (N, K)
+            scores, labels, queries = select_top(probabilities, self.num_predictions)
+            queries, rows = queries.unique(return_inverse=True)  # a mask is made once, however many labels it has
+            stream = MaskStream(
+                len(queries),
+                padded_size=padded_size,
+                image_size=image_size,
+                output_size=output_size(video, image_size),
+                dense_frames=len(store) if video.get("dense_masks", True) else None,
+            )
+            embed = objects["pred_mask_embed"][-1, 0, queries]  # (n, mask_dim)
+            for _, features in store.chunks(self.mask_chunk_size):
+                stream.add(torch.einsum("nc,tchw->nthw", embed, features))
+        output = video_output(scores, labels, rows, stream)
+        return image_output(output) if self.is_coco else output
