@@ -1,0 +1,232 @@
+"""Segment videos in two lines.
+
+predictor = VideoPredictor("configs/youtubevis_2019/lbvq_R50_bs8.yaml", weights="lbvq_r50_ytvis19.pth")
+prediction = predictor("video.mp4")  # a VideoPrediction
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+import lbvq.modeling  # noqa: F401  registers the methods
+from lbvq.config import get_cfg
+from lbvq.data.builtin import MetadataCatalog
+from lbvq.engine.checkpoint import load_weights
+from lbvq.frames import ResizedFrames, open_frames
+from lbvq.refine import build_refiner, refine_tubes
+from lbvq.results import VideoPrediction
+from mask2former.registry import build_model
+
+__all__ = ["VideoPredictor", "class_names_of", "load_config", "load_model"]
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+
+
+def load_config(name_or_yaml: str | os.PathLike, opts: Sequence[Any] = ()) -> Any:
+    """Read a configuration by the path of its YAML file or its name in the model zoo, then apply KEY VALUE pairs."""
+    path = os.fspath(name_or_yaml)
+    if not os.path.isfile(path):
+        from lbvq.zoo import find_config  # the zoo is needed for names only
+
+        path = os.fspath(find_config(path))
+    cfg = get_cfg()
+    cfg.merge_from_file(path)
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def load_model(
+    name_or_yaml: str | os.PathLike, weights: str | os.PathLike | None = None, opts: Sequence[Any] = ()
+) -> nn.Module:
+    """Build a model for inference, with weights, on MODEL.DEVICE.
+
+    Args:
+        name_or_yaml: a YAML file, or a name of the model zoo.
+        weights: a file or an address; by default the configuration's MODEL.WEIGHTS. "" builds an untrained network.
+        opts: KEY VALUE pairs that override the configuration.
+    """
+    return _model_from(load_config(name_or_yaml, opts), weights)
+
+
+class VideoPredictor:
+    """Runs a model over videos of any length, decoding, resizing and masks included, in bounded memory.
+
+    Attributes:
+        model: the network, left in the mode it was given in.
+        names: names of the classes, or None when they are not known.
+        is_trained: False when no weights were loaded; what such a network finds is noise.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        classes: Sequence[str] | None = None,
+        *,
+        weights: str | os.PathLike | None = None,
+        cfg: Any = None,
+        opts: Sequence[Any] = (),
+    ) -> None:
+        """Args:
+        source: a configuration, the path of a YAML file, a name of the model zoo, or a model that is built already.
+        classes: names of the classes, by class index; by default those of the data set in DATASETS.TEST.
+        weights: as in `load_model`; not for a model that is built already.
+        cfg: the configuration of a model that is built already. Without it frames are resized as for YouTube-VIS
+            (short side 360, long side at most 1333, RGB).
+        opts: KEY VALUE pairs, when `source` is a file or a name.
+        """
+        if isinstance(source, (str, os.PathLike)):
+            cfg = load_config(source, opts)
+        elif opts:
+            raise ValueError("opts can be given only with the name of a configuration; change the configuration itself")
+        elif not isinstance(source, nn.Module) and hasattr(source, "MODEL"):
+            cfg = source
+        elif not callable(source):
+            raise ValueError(f"expected a configuration, a name, or a model, got {type(source).__name__}")
+        self.is_trained = True
+        if cfg is not None and (isinstance(source, (str, os.PathLike)) or source is cfg):
+            self.is_trained = bool(cfg.MODEL.WEIGHTS if weights is None else os.fspath(weights))
+            self.model = _model_from(cfg, weights)
+        elif weights is not None:
+            raise ValueError(
+                "weights can be given only with a configuration; load them into the model with load_weights"
+            )
+        else:
+            self.model = source
+        self.names = tuple(classes) if classes is not None else class_names_of(cfg)
+        self._check_names(cfg, given=classes is not None)
+        self._min_size = 360 if cfg is None else cfg.INPUT.MIN_SIZE_TEST
+        self._max_size = 1333 if cfg is None else cfg.INPUT.MAX_SIZE_TEST
+        self._image_format = "RGB" if cfg is None else cfg.INPUT.FORMAT
+        self._half = True if cfg is None else cfg.TEST.AMP.ENABLED
+        self._refiner = None if cfg is None else build_refiner(cfg)
+
+    def __call__(
+        self, video: Any, *, progress: Progress | None = None, allow_truncated: bool = False
+    ) -> VideoPrediction:
+        """Segment one video.
+
+        Args:
+            video: a path, a pattern, frames or an array; see `lbvq.frames.open_frames`.
+            progress: called as progress(stage, done, total), with the stages "segment" and "refine".
+            allow_truncated: use what can be read of a file that is cut off, with a warning.
+        """
+        frames = open_frames(video, allow_truncated=allow_truncated)
+        images = ResizedFrames(
+            frames,
+            min_size=self._min_size,
+            max_size=self._max_size,
+            image_format=self._image_format,
+            on_read=_counting(progress, "segment", len(frames)),
+        )
+        height, width = images.original_size
+        output = self._run(
+            {
+                "image": images,
+                "height": height,
+                "width": width,
+                "video_len": len(images),
+                "frame_idx": list(range(len(images))),
+                "dense_masks": False,
+            }
+        )
+        if progress is not None:
+            progress("segment", len(frames), len(frames))
+        prediction = VideoPrediction.from_output(output, self.names)
+        return self._refine(prediction, frames, progress) if self._refiner is not None else prediction
+
+    def _run(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """Run the model in evaluation mode, in half precision on CUDA if the configuration says so."""
+        parameter = next(self.model.parameters(), None) if isinstance(self.model, nn.Module) else None
+        on_cuda = parameter is not None and parameter.device.type == "cuda"
+        was_training = getattr(self.model, "training", False)
+        if was_training:
+            self.model.eval()
+        try:
+            with (
+                torch.inference_mode(),
+                torch.autocast("cuda", torch.float16) if on_cuda and self._half else nullcontext(),
+            ):
+                output = self.model([sample])
+        finally:
+            if was_training:
+                self.model.train()
+        if not isinstance(output, dict):
+            raise ValueError("this model returns image results, it is not a video model; see DATASETS.TEST")
+        return output
+
+    def _refine(self, prediction: VideoPrediction, frames: Sequence, progress: Progress | None) -> VideoPrediction:
+        report_frames = None if progress is None else (lambda done: progress("refine", done, len(frames)))
+        tubes, report = refine_tubes(prediction.masks, frames, self._refiner, progress=report_frames)
+        logger.info("Refinement: %s", report)
+        return VideoPrediction(
+            tubes, prediction.scores, prediction.labels, prediction.image_size, self.names, prediction.ids
+        )
+
+    def _check_names(self, cfg: Any, given: bool) -> None:
+        """Names must cover every class; names of the data set that do not are left out with a warning."""
+        num_classes = 0 if cfg is None else cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        if self.names is None or len(self.names) >= num_classes:
+            return
+        if given:
+            raise ValueError(f"the model has {num_classes} classes, got {len(self.names)} names in `classes`")
+        logger.warning(
+            "The model has %d classes but %s names %d; classes are shown by number. Pass `classes`, or set "
+            "DATASETS.TEST to the data set the model was trained for.",
+            num_classes,
+            cfg.DATASETS.TEST[0],
+            len(self.names),
+        )
+        self.names = None
+
+
+def class_names_of(cfg: Any) -> tuple[str, ...] | None:
+    """Names of the classes of the data set in DATASETS.TEST, by class index; None when it is not known."""
+    if cfg is None or not cfg.DATASETS.TEST:
+        return None
+    name = cfg.DATASETS.TEST[0]
+    if name not in MetadataCatalog.list():
+        return None
+    names = MetadataCatalog.get(name).get("thing_classes")
+    return tuple(names) if names else None
+
+
+def _model_from(cfg: Any, weights: str | os.PathLike | None) -> nn.Module:
+    """Build a model for inference and load its weights; an untrained one is announced loudly."""
+    cfg = cfg.clone()
+    if cfg.DATASETS.TEST and cfg.DATASETS.TEST[0].startswith("coco"):
+        cfg.DATASETS.TEST = ()  # as published, a model that is tested on an image data set returns image results
+    weights = cfg.MODEL.WEIGHTS if weights is None else os.fspath(weights)
+    model = build_model(cfg).eval()
+    if weights:
+        load_weights(model, weights)
+    else:
+        logger.warning(
+            "NO WEIGHTS: %s has random weights. It is UNTRAINED and what it finds is noise. "
+            "Pass `weights` or set MODEL.WEIGHTS to a trained model.",
+            cfg.MODEL.META_ARCHITECTURE,
+        )
+    return model
+
+
+def _counting(progress: Progress | None, stage: str, total: int) -> Callable[[int], None] | None:
+    """Call `progress` when a frame is read that was not read before."""
+    if progress is None:
+        return None
+    seen = -1
+
+    def on_read(index: int) -> None:
+        nonlocal seen
+        if index > seen:
+            seen = index
+            progress(stage, index, total)  # frames before this one are done
+
+    return on_read

@@ -1,0 +1,214 @@
+"""Segment video files and write what was found: the work behind `demo/demo.py` and `python -m lbvq predict`."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from lbvq.api import VideoPredictor, load_config
+from lbvq.engine.weight_files import find_weights
+from lbvq.results import VideoPrediction
+from lbvq.video_io import IMAGE_SUFFIXES, VideoFrames, read_video
+from lbvq.video_writer import FRAME_SUFFIXES, atomic_output, check_output, open_writer
+from lbvq.visualize import draw_video
+
+UNTRAINED_OBJECTS = 5  # shown of an untrained network, whose scores mean nothing
+BAD_INPUT = 2  # exit code
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command line of `run`."""
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML file, or a name of the model zoo")
+    parser.add_argument("--weights", metavar="FILE", help="trained weights (default: MODEL.WEIGHTS)")
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        help="video files, folders of frames, or patterns in quotes; several images are the frames of one video",
+    )
+    parser.add_argument(
+        "--output",
+        nargs="+",
+        required=True,
+        help="any of: video (.mp4), folder of frames (no suffix), results (.json); with several videos, "
+        "'{name}' in a video or folder name stands for the input's name",
+    )
+    parser.add_argument("--score-threshold", type=float, default=0.3, help="draw objects with at least this score")
+    parser.add_argument("--fps", type=float, help="frame rate to write (default: that of the input, 10 for images)")
+    parser.add_argument("--frame-format", choices=[suffix[1:] for suffix in FRAME_SUFFIXES], default="jpg")
+    parser.add_argument("--allow-truncated", action="store_true", help="use what can be read of a damaged file")
+    parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="configuration")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the command line says; returns the exit code, 2 for anything wrong with files or settings."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        videos = group_inputs(args.input)
+        outputs = plan_outputs(args.output, videos, args.overwrite, args.fps)
+        frames = [read_video(video, allow_truncated=args.allow_truncated) for video in videos]
+        lengths = [len(each) for each in frames]  # a damaged file is found here, before the network is built
+        predictor = build_predictor(args)
+        entries: list[dict] = []
+        for video_id, (each, paths) in enumerate(zip(frames, outputs, strict=True), start=1):
+            print(f"{each.name}: {lengths[video_id - 1]} frames of {each.size[1]} x {each.size[0]} pixels")
+            prediction = segment(predictor, each)
+            entries += _result_entries(prediction, video_id, each.name)
+            shown = choose_objects(prediction, args.score_threshold, predictor.is_trained)
+            write_drawn(each, shown, paths, args)
+            each.close()
+        write_results([path for path in args.output if _is_json(path)], entries)
+    except (ValueError, OSError, KeyError) as error:
+        print(f"error: {error.args[0] if isinstance(error, KeyError) and error.args else error}", file=sys.stderr)
+        return BAD_INPUT
+    return 0
+
+
+def build_predictor(args: argparse.Namespace) -> VideoPredictor:
+    """Build the network; weights that only the YAML file names may be absent, then it stays untrained."""
+    cfg = load_config(args.config_file, args.opts)
+    weights = args.weights
+    if weights is None and "MODEL.WEIGHTS" not in args.opts[::2] and cfg.MODEL.WEIGHTS:
+        try:
+            find_weights(cfg.MODEL.WEIGHTS)
+        except OSError as error:
+            logger.warning("The weights that %s starts training from are not here: %s", args.config_file, error)
+            weights = ""
+    return VideoPredictor(cfg, weights=weights)
+
+
+def group_inputs(inputs: Sequence[str]) -> list[str | list[str]]:
+    """Split the arguments into videos: several images are one video, everything else is one video each."""
+    if len(inputs) > 1 and all(Path(item).suffix.lower() in IMAGE_SUFFIXES for item in inputs):
+        return [list(inputs)]
+    return list(inputs)
+
+
+def plan_outputs(
+    outputs: Sequence[str], videos: Sequence[str | list[str]], overwrite: bool, frame_rate: float | None = None
+) -> list[list[Path]]:
+    """Fill in names and check every path, so that nothing fails after the network has run.
+
+    Returns:
+        For each video its drawn outputs (videos and folders).
+    """
+    inputs = [item for video in videos for item in ([video] if isinstance(video, str) else video)]
+    plans = [
+        [Path(path.replace("{name}", _name_of(video))) for path in outputs if not _is_json(path)] for video in videos
+    ]
+    every = [path for plan in plans for path in plan] + [Path(path) for path in outputs if _is_json(path)]
+    for index, path in enumerate(every):
+        others = every[:index] + every[index + 1 :]
+        if path in others:
+            raise ValueError(
+                f"{path} would be written twice; with several videos put {{name}} into the output, as in "
+                "out/{name}.mp4, and give inputs of different names"
+            )
+        if any(path in other.parents for other in others):
+            raise ValueError(f"the folder of frames {path} cannot hold another output; choose another name")
+        check_output(path, inputs, overwrite)
+        if path.suffix and not _is_json(path):
+            open_writer(path, frame_rate, overwrite=overwrite)  # checks its arguments, writes nothing yet
+    return plans
+
+
+def _name_of(video: str | list[str]) -> str:
+    """What '{name}' stands for: a file without its suffix, or the folder of several images."""
+    if isinstance(video, list) or glob.has_magic(video):
+        return Path(video if isinstance(video, str) else video[0]).resolve().parent.name
+    path = Path(video).resolve()
+    return path.name if path.is_dir() else path.stem
+
+
+def segment(predictor: VideoPredictor, frames: VideoFrames) -> VideoPrediction:
+    """Run the predictor with a progress bar for each stage."""
+    with ExitStack() as stack:
+        bars: dict[str, tqdm] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in bars:
+                bars[stage] = stack.enter_context(tqdm(total=total, desc=stage, unit="frame", disable=None))
+            bars[stage].update(done - bars[stage].n)
+
+        return predictor(frames, progress=progress)
+
+
+def choose_objects(prediction: VideoPrediction, threshold: float, is_trained: bool) -> VideoPrediction:
+    """Keep the objects to draw, each with its best class only; an untrained network shows a few to look at."""
+    prediction = prediction.distinct()
+    if not is_trained:
+        shown = prediction[:UNTRAINED_OBJECTS]
+        print(f"The network is UNTRAINED: showing its first {len(shown)} masks, which are noise, not objects.")
+        return shown
+    shown = prediction.keep(threshold)
+    best = (
+        f"; the best has {prediction.scores[0]:.2f}, see --score-threshold"
+        if len(prediction) and not len(shown)
+        else ""
+    )
+    print(f"{len(shown)} of {len(prediction)} objects have a score of at least {threshold:g}{best}")
+    return shown
+
+
+def write_drawn(frames: VideoFrames, shown: VideoPrediction, paths: Sequence[Path], args: argparse.Namespace) -> None:
+    """Draw the objects into the video once and write all outputs side by side."""
+    if not paths:
+        return
+    times = None if args.fps else _uneven_times(frames)
+    rate = args.fps or frames.frame_rate
+    with ExitStack() as stack:
+        options = {"frame_suffix": f".{args.frame_format}", "overwrite": args.overwrite}
+        writers = [stack.enter_context(open_writer(path, rate, **options)) for path in paths]
+        drawn = draw_video(_in_order(frames), shown)
+        for t, picture in enumerate(tqdm(drawn, total=len(frames), desc="draw", unit="frame", disable=None)):
+            for writer in writers:
+                writer.write(picture, None if times is None else float(times[t]))
+    for path in paths:
+        print(f"wrote {path}")
+
+
+def write_results(paths: Sequence[str], entries: Sequence[dict]) -> None:
+    """Write the entries of all videos as one YouTube-VIS results file each."""
+    for path in paths:
+        with atomic_output(path) as partial:
+            partial.write_text(json.dumps(entries), encoding="utf-8")
+        print(f"wrote {path}")
+
+
+def _result_entries(prediction: VideoPrediction, video_id: int, file_name: str) -> list[dict]:
+    """Entries of a results file; every object counts there, whatever its score, and the class is also named."""
+    entries = prediction.to_json(video_id)
+    for entry, label in zip(entries, prediction.labels, strict=True):
+        entry["file_name"] = file_name
+        if prediction.names:
+            entry["category_name"] = prediction.names[label]
+    return entries
+
+
+def _in_order(frames: VideoFrames) -> Iterator[np.ndarray]:
+    return (frames[t] for t in range(len(frames)))
+
+
+def _uneven_times(frames: VideoFrames) -> np.ndarray | None:
+    """Times of the frames where they differ from a steady rate by more than a millisecond, else None."""
+    times = frames.timestamps
+    if times is None or len(times) < 3:
+        return None
+    steady = np.linspace(times[0], times[-1], len(times))
+    return times if np.abs(times - steady).max() > 1e-3 else None
+
+
+def _is_json(path: str | Path) -> bool:
+    return str(path).lower().endswith(".json")

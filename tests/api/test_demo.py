@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT
+from red_green_model import RedGreenModel  # noqa: F401  registers itself
+
+from lbvq.predict import add_arguments, group_inputs, run
+from lbvq.results import VideoPrediction
+from lbvq.video_io import read_video
+from lbvq.video_writer import write_video
+
+YAML = """
+VERSION: 2
+MODEL:
+  META_ARCHITECTURE: RedGreenModel
+  DEVICE: cpu
+  WEIGHTS: coco_start.pkl
+  SEM_SEG_HEAD: {NUM_CLASSES: 40}
+INPUT: {MIN_SIZE_TEST: 60, FORMAT: RGB}
+DATASETS:
+  TEST: ("ytvis_2019_val",)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A folder with a configuration, trained weights, a video and the same video as images."""
+    monkeypatch.chdir(tmp_path)
+    Path("model.yaml").write_text(YAML)
+    torch.save({"model": {"margin": torch.tensor(50.0)}}, "trained.pth")
+    write_video("video.mp4", colour_video(), 25)
+    write_video("frames", colour_video(), frame_suffix=".png")
+    return tmp_path
+
+
+def colour_video(num_frames: int = 6) -> list[np.ndarray]:
+    frames = []
+    for t in range(num_frames):
+        frame = np.full((60, 80, 3), 90, dtype=np.uint8)
+        frame[4 * t : 4 * t + 20, 8:28] = (220, 20, 20)
+        frame[30:50, 50:70] = (20, 220, 20)
+        frames.append(frame)
+    return frames
+
+
+def demo(*arguments: str, weights: str | None = "trained.pth") -> int:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    chosen = [] if weights is None else ["--weights", weights]
+    return run(parser.parse_args(["--config-file", "model.yaml", *chosen, *arguments]))
+
+
+def test_one_run_writes_a_video_a_folder_and_results(folder, capsys):
+    outputs = ["out.mp4", "drawn", "out.json"]
+    assert demo("--input", "video.mp4", "--output", *outputs, "--frame-format", "png") == 0
+    video = read_video("out.mp4")
+    assert len(video) == 6 and video.frame_rate == pytest.approx(25, rel=1e-3)
+    assert sorted(os.listdir("drawn")) == [f"{t:05d}.png" for t in range(6)]
+    drawn = read_video("drawn")
+    assert np.abs(drawn[3][40:, 50:].astype(int) - colour_video()[3][40:, 50:]).max() > 40  # green is tinted
+    entries = json.loads(Path("out.json").read_text())
+    assert (entries[0]["category_id"], entries[0]["category_name"]) == (2, "giant_panda")
+    assert VideoPrediction.from_json(entries).masks.shape == (3, 6, 60, 80)  # all objects, whatever their score
+    said = capsys.readouterr().out
+    assert "6 frames of 80 x 60" in said and "2 of 2 objects have a score of at least 0.3" in said
+    assert all(f"wrote {output}" in said for output in outputs)
+
+
+def test_the_threshold_decides_what_is_drawn(folder, capsys):
+    assert demo("--input", "frames", "--output", "all", "--frame-format", "png") == 0
+    assert demo("--input", "frames", "--output", "one", "--frame-format", "png", "--score-threshold", "0.5") == 0
+    assert demo("--input", "frames", "--output", "none", "--frame-format", "png", "--score-threshold", "0.95") == 0
+    green = (slice(30, 50), slice(50, 70))
+    assert not np.array_equal(read_video("all")[0][green], colour_video()[0][green])
+    assert np.array_equal(read_video("one")[0][45:50, 50:70], colour_video()[0][45:50, 50:70])
+    assert all(np.array_equal(got, want) for got, want in zip(read_video("none"), colour_video(), strict=True))
+    assert "0 of 2 objects have a score of at least 0.95; the best has 0.90" in capsys.readouterr().out
+
+
+def test_an_untrained_network_runs_and_says_so(folder, capsys, caplog):
+    assert demo("--input", "video.mp4", "--output", "out.mp4", "--score-threshold", "0.99", weights=None) == 0
+    assert "UNTRAINED" in capsys.readouterr().out and "coco_start.pkl" in caplog.text and "UNTRAINED" in caplog.text
+    assert np.abs(read_video("out.mp4")[0].astype(int) - read_video("video.mp4")[0]).max() > 40  # shows something
+
+
+def test_several_videos_are_named_after_their_inputs(folder):
+    write_video("second.mp4", colour_video(3), 10)
+    assert demo("--input", "video.mp4", "second.mp4", "--output", "out/{name}.mp4", "all.json") == 0
+    assert len(read_video("out/video.mp4")) == 6 and len(read_video("out/second.mp4")) == 3
+    entries = json.loads(Path("all.json").read_text())
+    assert {(entry["video_id"], entry["file_name"]) for entry in entries} == {(1, "video.mp4"), (2, "second.mp4")}
+    assert VideoPrediction.from_json("all.json", video_id=2).num_frames == 3
+
+
+def test_several_images_are_one_video(folder):
+    images = sorted(str(path) for path in Path("frames").iterdir())
+    assert group_inputs(images) == [images] and group_inputs(images[:1]) == images[:1]
+    assert demo("--input", *images, "--output", "out.json") == 0
+    assert demo("--input", "frames/*.png", "--output", "pattern.json") == 0
+    assert VideoPrediction.from_json("out.json") == VideoPrediction.from_json("pattern.json")
+    assert VideoPrediction.from_json("out.json").num_frames == 6
+
+
+def test_frame_times_and_a_given_rate_are_respected(folder):
+    times = [0, 0.1, 0.2, 0.9, 1.0, 2.0]
+    write_video("uneven.mp4", colour_video(), timestamps=times)
+    assert demo("--input", "uneven.mp4", "--output", "kept.mp4") == 0
+    assert read_video("kept.mp4").timestamps == pytest.approx(times, abs=1e-3)
+    assert demo("--input", "uneven.mp4", "--output", "steady.mp4", "--fps", "5") == 0
+    assert read_video("steady.mp4").timestamps == pytest.approx(np.arange(6) / 5, abs=1e-3)
+    assert demo("--input", "frames", "--output", "images.mp4") == 0
+    assert read_video("images.mp4").frame_rate == pytest.approx(10)
+
+
+def test_damaged_videos_need_permission(folder, capsys):
+    generator = np.random.default_rng(0)
+    write_video("noise.mp4", list(generator.integers(0, 255, (30, 60, 80, 3), dtype=np.uint8)), 25)
+    data = Path("noise.mp4").read_bytes()
+    Path("cut.mp4").write_bytes(data[: len(data) // 2])
+    assert demo("--input", "cut.mp4", "--output", "out.mp4") == 2
+    assert "cut off" in capsys.readouterr().err and not Path("out.mp4").exists()
+    assert demo("--input", "cut.mp4", "--output", "out.mp4", "--allow-truncated") == 0
+    assert 0 < len(read_video("out.mp4")) < 30
+
+
+@pytest.mark.parametrize(
+    "arguments, reason",
+    [
+        (["--input", "missing.mp4", "--output", "o.mp4"], "no file or folder missing.mp4"),
+        (["--input", "model.yaml", "--output", "o.mp4"], "cannot be opened as a video"),
+        (["--input", "empty", "--output", "o.mp4"], "holds no image"),
+        (["--input", "*.gif", "--output", "o.mp4"], "no file matches"),
+        (["--input", "video.mp4", "--output", "video.mp4", "--overwrite"], "would overwrite"),
+        (["--input", "frames", "--output", "frames", "--overwrite"], "would overwrite"),
+        (["--input", "video.mp4", "--output", "old.json"], "exists already"),
+        (["--input", "video.mp4", "--output", "o.gif"], "expected a video"),
+        (["--input", "video.mp4", "frames", "--output", "o.mp4"], "{name}"),
+        (["--input", "video.mp4", "--output", "o", "o/a.json"], "cannot hold another output"),
+        (["--input", "video.mp4", "--output", "o.mp4", "--fps", "-1"], "frame_rate"),
+        (["--input", "video.mp4", "--output", "o.mp4", "--opts", "MODEL.NONSENSE", "1"], "MODEL.NONSENSE"),
+        (["--input", "video.mp4", "--output", "o.mp4", "--opts", "MODEL.WEIGHTS"], "pairs|even|value"),
+        (["--input", "video.mp4", "--output", "o.mp4", "--weights", "gone.pth"], "gone.pth"),
+        (["--input", "video.mp4", "--output", "o.mp4", "--weights", "model.yaml"], "model.yaml"),
+    ],
+)
+def test_bad_input_ends_with_code_2_and_the_reason(folder, capsys, arguments, reason):
+    Path("empty").mkdir()
+    Path("old.json").write_text("[]")
+    before = sorted(os.listdir())
+    assert demo(*arguments) == 2
+    error = capsys.readouterr().err
+    assert "error: " in error and any(part in error for part in reason.split("|"))
+    assert sorted(os.listdir()) == before and Path("old.json").read_text() == "[]"
+
+
+def test_outputs_are_replaced_only_when_asked(folder):
+    assert demo("--input", "video.mp4", "--output", "out.mp4", "drawn", "out.json") == 0
+    assert demo("--input", "video.mp4", "--output", "out.mp4") == 2
+    assert demo("--input", "video.mp4", "--output", "out.mp4", "drawn", "out.json", "--overwrite") == 0
+
+
+def test_the_script_explains_itself():
+    done = subprocess.run([sys.executable, str(ROOT / "demo" / "demo.py"), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "--score-threshold" in done.stdout
+    done = subprocess.run([sys.executable, str(ROOT / "demo" / "demo.py")], capture_output=True, text=True)
+    assert done.returncode == 2 and "--config-file" in done.stderr
