@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .linear import linear
+
 
 def attend(
     attention: nn.MultiheadAttention,
@@ -41,18 +43,18 @@ def attend(
         attn_mask=_join_masks(mask, key_padding_mask, num_heads, queries.dtype),
         dropout_p=attention.dropout if attention.training else 0.0,
     )  # (B, M, Q, C/M)
-    return attention.out_proj(out.permute(2, 0, 1, 3).flatten(2))
+    return linear(out.permute(2, 0, 1, 3).flatten(2), attention.out_proj.weight, attention.out_proj.bias)
 
 
 def _project(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
     """Project to queries, keys and values, (sequence, B, C) each, in as few products as possible."""
     weight, bias, dim = attention.in_proj_weight, attention.in_proj_bias, attention.embed_dim
     if query is key:
-        queries, keys = F.linear(query, weight[: 2 * dim], bias[: 2 * dim]).chunk(2, dim=-1)
+        queries, keys = linear(query, weight[: 2 * dim], bias[: 2 * dim]).chunk(2, dim=-1)
     else:
-        queries = F.linear(query, weight[:dim], bias[:dim])
-        keys = F.linear(key, weight[dim : 2 * dim], bias[dim : 2 * dim])
-    return queries, keys, F.linear(value, weight[2 * dim :], bias[2 * dim :])
+        queries = linear(query, weight[:dim], bias[:dim])
+        keys = linear(key, weight[dim : 2 * dim], bias[dim : 2 * dim])
+    return queries, keys, linear(value, weight[2 * dim :], bias[2 * dim :])
 
 
 def _split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -63,15 +65,19 @@ def _split_heads(x: Tensor, num_heads: int) -> Tensor:
 def _join_masks(
     mask: Tensor | None, key_padding_mask: Tensor | None, num_heads: int, dtype: torch.dtype
 ) -> Tensor | None:
-    """Join both masks to one that broadcasts to (B, M, Q, S): bool with True = may attend, or float to add."""
+    """Join both masks to one that is added to the logits, broadcastable to (B, M, Q, S); None without masks."""
     if mask is not None and mask.dim() == 3:
         mask = mask.unflatten(0, (-1, num_heads))
     if key_padding_mask is not None:
         padding = key_padding_mask[:, None, None]
-        if mask is None or mask.dtype == torch.bool:
-            mask = padding if mask is None else mask | padding
+        if mask is None:
+            mask = padding
+        elif mask.dtype == torch.bool:
+            mask = mask | padding
         else:
             mask = mask.masked_fill(padding, float("-inf"))
     if mask is None:
         return None
-    return ~mask if mask.dtype == torch.bool else mask.to(dtype)
+    if mask.dtype == torch.bool:  # converted once here: the kernels of the CPU would do it slower
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(mask, float("-inf"))
+    return mask.to(dtype)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .attention import attend
+from .linear import Linear, linear
 
 
 class Conv2d(nn.Conv2d):
@@ -296,16 +297,13 @@ class MLP(nn.Module):
     def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int) -> None:
         super().__init__()
         dims = [input_dim, *[hidden_dim] * (num_layers - 1), output_dim]
-        self.layers = nn.ModuleList(nn.Linear(dims[i], dims[i + 1]) for i in range(num_layers))
+        self.layers = nn.ModuleList(Linear(dims[i], dims[i + 1]) for i in range(num_layers))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., input_dim) -> (..., output_dim)."""
         for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
+            x = linear(x, layer.weight, layer.bias, relu=True)
         return self.layers[-1](x)
-
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
 
 class _ResidualLayer(nn.Module):
@@ -396,25 +394,21 @@ class CrossAttentionLayer(_ResidualLayer):
 
 
 class FFNLayer(_ResidualLayer):
-    """Two linear layers on every query."""
+    """Two linear layers with ReLU between them, on every query."""
 
     def __init__(
         self,
         d_model: int,
         dim_feedforward: int = 2048,
         dropout: float = 0.0,
-        activation: str = "relu",
         normalize_before: bool = False,
     ) -> None:
-        if activation not in _ACTIVATIONS:
-            raise ValueError(f"activation must be one of {sorted(_ACTIVATIONS)}, got {activation!r}.")
-        linear1, linear2 = nn.Linear(d_model, dim_feedforward), nn.Linear(dim_feedforward, d_model)
+        linear1, linear2 = Linear(d_model, dim_feedforward), Linear(dim_feedforward, d_model)
         super().__init__(d_model, dropout, normalize_before, linear1=linear1, linear2=linear2)
-        self.activation = _ACTIVATIONS[activation]
 
     def forward(self, tgt: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        hidden = self.dropout(self.activation(self.linear1(self._before(tgt))))
+        hidden = self.dropout(linear(self._before(tgt), self.linear1.weight, self.linear1.bias, relu=True))
         return self._after(tgt, self.linear2(hidden))
 
 
