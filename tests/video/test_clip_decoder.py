@@ -95,7 +95,7 @@ def test_the_bias_of_the_time_weights_changes_nothing(frame_queries):
     with torch.no_grad():
         before = module(frame_queries)["pred_logits"]
         module.time_attention_weights.bias += 3
-        torch.testing.assert_close(module(frame_queries)["pred_logits"], before, atol=1e-4, rtol=0)
+        torch.testing.assert_close(module(frame_queries)["pred_logits"], before, atol=2e-4, rtol=0)
 
 
 def test_frames_are_summed_the_same_in_one_call_or_in_several(frame_queries, monkeypatch):
@@ -104,7 +104,7 @@ def test_frames_are_summed_the_same_in_one_call_or_in_several(frame_queries, mon
     with torch.no_grad():
         want = module(long_video)["pred_mask_embed"]
         monkeypatch.setattr("lbvq.modeling.lbvq.FRAMES_AT_ONCE", 5)
-        torch.testing.assert_close(module(long_video)["pred_mask_embed"], want, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(module(long_video)["pred_mask_embed"], want, atol=2e-4, rtol=0)
 
 
 def test_order_of_the_frames_does_not_matter(frame_queries):
@@ -112,7 +112,7 @@ def test_order_of_the_frames_does_not_matter(frame_queries):
     with torch.no_grad():
         want = module(frame_queries)["pred_logits"]
         got = module(frame_queries.flip(1))["pred_logits"]
-    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got, want, atol=2e-4, rtol=0)  # sums in another order
 
 
 def test_a_video_of_one_frame_works(frame_queries):
