@@ -1,0 +1,313 @@
+"""The house rules as functions: who may import whom, sizes, and what is never written here.
+
+Every rule reads the Python sources under a root and returns its violations, one line each, that say where, what and
+how to mend it. `test_architecture.py` applies them to the project, and to toy trees that break them.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+MAX_FILE_LINES = 450
+MAX_FUNCTION_LINES = 70
+PACKAGES = ("mask2former", "lbvq")
+SCRIPT_FOLDERS = ("demo", "tools", "datasets")
+
+# Bottom-level modules of lbvq, usable by every part of it.
+BOTTOM = ("lbvq.rle", "lbvq.tubes")
+
+# Part of a package -> first-party names it may import besides its own; the longest matching part counts.
+# Modules of lbvq that no line names sit on top: they may import everything, and nothing below may import them.
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "mask2former": ("mask2former",),
+    "mask2former.config": (),
+    "mask2former.modeling": (),  # and the building blocks, see _building_blocks
+    "lbvq": PACKAGES,
+    "lbvq.rle": (),
+    "lbvq.tubes": ("lbvq.rle",),
+    "lbvq.engine": BOTTOM,
+    "lbvq.refine": BOTTOM,
+    "lbvq.visualize": BOTTOM,
+    "lbvq.video_io": (*BOTTOM, "lbvq.video_container", "lbvq.video_writer"),
+    "lbvq.video_container": BOTTOM,
+    "lbvq.video_writer": BOTTOM,
+    "lbvq.results": BOTTOM,
+    "lbvq.config": ("mask2former.config",),
+    "lbvq.data": ("mask2former.structures", "lbvq.engine.comm", *BOTTOM),
+    "lbvq.evaluation": ("lbvq.data.catalog", "lbvq.engine.comm", "lbvq.results", *BOTTOM),
+    "lbvq.modeling": ("mask2former", *BOTTOM),
+}
+
+# Method -> methods it builds on; everything else two methods share belongs into a shared module.
+PARENTS: dict[str, tuple[str, ...]] = {"genvis": ("vita",), "visage": ("minvis",)}
+
+# Only these parts of fvcore import cleanly; the rest pulls in deprecated torch features.
+FVCORE_PARTS = ("config", "registry", "timer", "history_buffer", "param_scheduler", "file_io")
+
+# Package of an extra in pyproject.toml -> name it is imported by; None: a tool that is never imported.
+OPTIONAL: dict[str, str | None] = {
+    "safetensors": "safetensors",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "submitit": "submitit",
+    "timm": "timm",
+    "segment-anything": "segment_anything",
+    "segment-anything-hq": "segment_anything_hq",
+    "transformers": "transformers",
+    "open-clip-torch": "open_clip",
+    "faster-coco-eval": "faster_coco_eval",
+    "lvis": "lvis",
+    "trackeval": "trackeval",
+    "pytest": None,
+    "pytest-timeout": None,
+    "hypothesis": None,
+    "ruff": None,
+}
+OPTIONAL_IMPORTS = {*filter(None, OPTIONAL.values()), "torch.utils.tensorboard", "sam2", "detectron2"}
+
+
+# ---- reading sources
+
+
+def sources(root: Path, with_tests: bool = True) -> Iterator[tuple[Path, ast.Module]]:
+    """Yield every Python file of the project, parsed."""
+    folders = [*PACKAGES, *SCRIPT_FOLDERS, *(["tests"] if with_tests else [])]
+    paths = [path for folder in folders for path in sorted((root / folder).rglob("*.py"))]
+    for path in [*sorted(root.glob("*.py")), *paths]:
+        yield path, ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def module_name(root: Path, path: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(root: Path, path: Path, tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield (line, absolute name) of everything a file imports, wherever in the file."""
+    package = path.relative_to(root).parts[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            for alias in node.names:
+                yield node.lineno, ".".join([*base, *filter(None, [node.module]), alias.name])
+
+
+def is_inside(name: str, parts: tuple[str, ...] | set[str]) -> bool:
+    return any(name == part or name.startswith(f"{part}.") for part in parts)
+
+
+def place(root: Path, path: Path, line: int) -> str:
+    return f"{path.relative_to(root)}:{line}"
+
+
+# ---- rules
+
+
+def wrong_directions(root: Path) -> list[str]:
+    found = []
+    for path, tree in sources(root, with_tests=False):
+        module = module_name(root, path)
+        if module.split(".")[0] not in PACKAGES or module in PACKAGES:
+            continue
+        part = max((key for key in MAY_IMPORT if is_inside(module, (key,))), key=len)
+        allowed = MAY_IMPORT[part] if part in PACKAGES else (part, *MAY_IMPORT[part])
+        if module.startswith("mask2former.") and part != "mask2former.config":
+            allowed = (*(() if part in PACKAGES else allowed), *_building_blocks(root))
+        for line, name in imports(root, path, tree):
+            if name.split(".")[0] in PACKAGES and not is_inside(name, allowed):
+                found.append(f"{place(root, path, line)} imports {name}; {module} may import {sorted(allowed)} only")
+    return found
+
+
+def _building_blocks(root: Path) -> list[str]:
+    """Modules of mask2former below its networks and its configuration."""
+    stems = {path.stem for path in (root / "mask2former").glob("*.py")} - {"__init__", "config"}
+    return [f"mask2former.{stem}" for stem in sorted(stems)]
+
+
+def imported_scripts(root: Path) -> list[str]:
+    scripts = [*root.glob("*.py"), *(path for folder in SCRIPT_FOLDERS for path in (root / folder).glob("*.py"))]
+    forbidden = {*SCRIPT_FOLDERS, "tests", *(path.stem for path in scripts)} - {"__init__"}
+    found = []
+    for path, tree in sources(root, with_tests=False):
+        for line, name in imports(root, path, tree):
+            if name.split(".")[0] in forbidden:
+                found.append(f"{place(root, path, line)} imports the script {name}; move what is shared into lbvq")
+    return found
+
+
+def entangled_methods(root: Path) -> list[str]:
+    folder = root / "lbvq" / "modeling"
+    methods = {path.relative_to(folder).parts[0].removesuffix(".py") for path in _registering_files(folder)}
+
+    def method_of(name: str) -> str | None:
+        """`vita`, `vita_parts` and `vita.layers` belong to vita; None is a shared module."""
+        stem = name.split(".")[0]
+        return max((each for each in methods if stem == each or stem.startswith(f"{each}_")), key=len, default=None)
+
+    found = []
+    for path, tree in sources(root, with_tests=False):
+        module = module_name(root, path)
+        if not module.startswith("lbvq.modeling."):
+            continue
+        mine = method_of(module.removeprefix("lbvq.modeling."))
+        for line, name in imports(root, path, tree):
+            other = method_of(name.removeprefix("lbvq.modeling.")) if name.startswith("lbvq.modeling.") else None
+            if other not in (None, mine, *PARENTS.get(mine or "", ())):
+                who = f"the method {mine}" if mine else "a shared module"
+                found.append(
+                    f"{place(root, path, line)}: {who} imports the method {other}; share through a common module, or "
+                    "declare the parent in PARENTS of tests/architecture_rules.py"
+                )
+    return found
+
+
+def _registering_files(folder: Path) -> list[Path]:
+    """Files with a meta architecture: the methods."""
+    return [path for path in folder.rglob("*.py") if "META_ARCH_REGISTRY.register" in path.read_text(encoding="utf-8")]
+
+
+def detectron2_imports(root: Path) -> list[str]:
+    found = []
+    for path, tree in sources(root, with_tests=False):
+        if module_name(root, path) != "lbvq.detectron2_plugin":
+            names = [entry for entry in imports(root, path, tree) if entry[1].split(".")[0] == "detectron2"]
+            found += [f"{place(root, path, line)} imports {name}; only the plugin may" for line, name in names]
+    return found
+
+
+def optional_imports_at_module_level(root: Path) -> list[str]:
+    found = []
+    for path, tree in sources(root, with_tests=False):
+        if module_name(root, path) == "lbvq.detectron2_plugin":
+            continue
+        for line, name in imports(root, path, _run_at_import(tree)):
+            if is_inside(name, OPTIONAL_IMPORTS):
+                found.append(f"{place(root, path, line)} imports {name}, an extra; import it in the function using it")
+    return found
+
+
+def _run_at_import(tree: ast.AST) -> ast.Module:
+    """What runs when the module is imported: no function bodies, nothing under `if TYPE_CHECKING`."""
+    statements: list[ast.stmt] = []
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            statements.append(node)
+        elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            statements += _run_at_import(ast.Module(node.orelse, [])).body
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            statements += _run_at_import(node).body
+    return ast.Module(statements, [])
+
+
+def unclean_fvcore_imports(root: Path) -> list[str]:
+    allowed = tuple(f"fvcore.common.{part}" for part in FVCORE_PARTS)
+    found = []
+    for path, tree in sources(root):
+        for line, name in imports(root, path, tree):
+            if name.split(".")[0] in ("fvcore", "iopath") and not is_inside(name, allowed):
+                found.append(
+                    f"{place(root, path, line)} imports {name}; of fvcore only {', '.join(allowed)} may be used"
+                )
+    return found
+
+
+def long_files(root: Path) -> list[str]:
+    found = []
+    for path, _ in sources(root):
+        length = len(path.read_text(encoding="utf-8").splitlines())
+        if length > MAX_FILE_LINES:
+            found.append(f"{path.relative_to(root)} has {length} lines, at most {MAX_FILE_LINES}; split it")
+    return found
+
+
+def long_functions(root: Path) -> list[str]:
+    found = []
+    for path, tree in sources(root):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = node.end_lineno - node.lineno + 1
+                if length > MAX_FUNCTION_LINES:
+                    found.append(
+                        f"{place(root, path, node.lineno)} {node.name} has {length} lines, at most 70; split it"
+                    )
+    return found
+
+
+def cuda_calls(root: Path) -> list[str]:
+    found = []
+    for path, tree in sources(root):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "cuda":
+                found.append(f"{place(root, path, node.lineno)} calls .cuda(); use .to(device) of an input")
+    return found
+
+
+def star_imports(root: Path) -> list[str]:
+    found = []
+    for path, tree in sources(root):
+        names = [entry for entry in imports(root, path, tree) if entry[1].endswith(".*")]
+        found += [f"{place(root, path, line)} imports {name}; name what you need" for line, name in names]
+    return found
+
+
+def bare_excepts(root: Path) -> list[str]:
+    found = []
+    for path, tree in sources(root):
+        handlers = [node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.type is None]
+        found += [f"{place(root, path, node.lineno)} has a bare except; name the errors" for node in handlers]
+    return found
+
+
+def blanket_warning_filters(root: Path) -> list[str]:
+    found = []
+    for path, tree in sources(root):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and _is_blanket_filter(node):
+                found.append(f"{place(root, path, node.lineno)} ignores every warning; give a message or a category")
+    return found
+
+
+def _is_blanket_filter(call: ast.Call) -> bool:
+    """`filterwarnings("ignore")` and its relatives, without anything that narrows them down."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    positions = {
+        "filterwarnings": ("action", "message", "category", "module"),
+        "simplefilter": ("action", "category"),
+        "catch_warnings": (),
+    }
+    if name not in positions:
+        return False
+    given = dict(zip(positions[name], call.args, strict=False)) | {word.arg: word.value for word in call.keywords}
+    values = {key: ast.unparse(value) for key, value in given.items() if key}
+    is_narrow = any(values.get(key, "''") not in ("''", "'.*'") for key in ("message", "module"))
+    is_narrow |= values.get("category", "Warning") != "Warning"
+    return values.get("action") == "'ignore'" and not is_narrow
+
+
+def repeated_classes(root: Path) -> list[str]:
+    """Classes with equal bodies; names and docstrings do not count, and neither do classes without a statement."""
+    places = defaultdict(list)
+    for path, tree in sources(root, with_tests=False):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                body = _code_of(node)
+                if body not in ("", "pass", "..."):
+                    places[body].append(f"{place(root, path, node.lineno)} {node.name}")
+    return [f"{' = '.join(group)}; keep one and import it" for group in places.values() if len(group) > 1]
+
+
+def _code_of(node: ast.ClassDef) -> str:
+    """Source of the body in one layout, without docstrings and with the class's own name replaced."""
+    copy = ast.parse(ast.unparse(node)).body[0]
+    for part in ast.walk(copy):
+        if isinstance(part, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(part):
+            part.body = part.body[1:]
+        if isinstance(part, ast.Name) and part.id == node.name:
+            part.id = "_"
+    return "\n".join(ast.unparse(statement) for statement in copy.body)
