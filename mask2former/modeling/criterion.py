@@ -131,7 +131,7 @@ class SetCriterion(nn.Module):
             )
             labels, start = [], 0
             for target, (_, objects) in zip(targets, matches, strict=True):
-                gt = target["masks"][objects][:, None]
+                gt = target["masks"][objects][:, None].to(pred)
                 labels.append(point_sample(gt, points[start : start + len(gt)])[:, 0])
                 start += len(gt)
             labels = torch.cat(labels)  # (n, P)

@@ -106,7 +106,7 @@ def test_uncertain_points_lie_where_the_logit_changes_sign():
 
 @pytest.mark.parametrize("oversample, importance", [(0.5, 0.75), (3.0, 1.5)])
 def test_impossible_point_settings_are_refused(oversample, importance):
-    with pytest.raises(ValueError, match="OVERSAMPLE_RATIO"):
+    with pytest.raises(ValueError, match="SAMPLE_RATIO"):
         uncertain_points(torch.zeros(1, 1, 4, 4), 10, oversample, importance)
 
 
