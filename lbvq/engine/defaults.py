@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import signal
 from collections.abc import Mapping, Sequence
@@ -282,11 +283,13 @@ def create_ddp_model(model: nn.Module, *, find_unused_parameters: bool = False) 
     if comm.get_world_size() == 1:
         return model
     device = next(model.parameters()).device
+    # each process keeps its own batch statistics; the keyword has a new name in newer versions of torch
+    new_name = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     return DistributedDataParallel(
         model,
         device_ids=[device.index] if device.type == "cuda" else None,
-        broadcast_buffers=False,
         find_unused_parameters=find_unused_parameters,
+        **{"forward_sync_buffers" if new_name else "broadcast_buffers": False},
     )
 
 

@@ -43,6 +43,9 @@ class GracefulStop(HookBase):
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
+        previous = self._previous.get(self.received)
+        if callable(previous):  # a job scheduler's handler wants to know, too
+            previous(number, frame)
         if self.trainer.iter >= self.trainer.max_iter:
             logger.warning("Received %s after training had finished and was saved: exiting.", self.received.name)
             sys.exit(0)

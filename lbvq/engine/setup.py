@@ -34,6 +34,12 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
     parser.add_argument(
         "--dist-url", default="auto", help="tcp://host:port of machine 0; 'auto' is a free port on one machine"
     )
+    parser.add_argument(
+        "--slurm",
+        metavar="NAME=VALUE,...",
+        help="submit the run as a SLURM job of --num-machines machines with --num-gpus tasks each, "
+        "e.g. partition=gpu,time=2880 (minutes)",
+    )
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the configuration")
     return parser
 
