@@ -19,12 +19,13 @@ import lbvq.modeling  # noqa: F401  registers the methods
 from lbvq.config import get_cfg
 from lbvq.data.builtin import MetadataCatalog
 from lbvq.engine.checkpoint import load_weights
-from lbvq.frames import ResizedFrames, open_frames
 from lbvq.refine import build_refiner, refine_tubes
 from lbvq.results import VideoPrediction
+from lbvq.video_input import ResizedFrames, open_frames
+from lbvq.zoo import MODELS, find_config
 from mask2former.registry import build_model
 
-__all__ = ["VideoPredictor", "class_names_of", "load_config", "load_model"]
+__all__ = ["VideoPredictor", "build_model", "class_names_of", "load_config", "load_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +33,17 @@ Progress = Callable[[str, int, int], None]
 
 
 def load_config(name_or_yaml: str | os.PathLike, opts: Sequence[Any] = ()) -> Any:
-    """Read a configuration by the path of its YAML file or its name in the model zoo, then apply KEY VALUE pairs."""
-    path = os.fspath(name_or_yaml)
-    if not os.path.isfile(path):
-        from lbvq.zoo import find_config  # the zoo is needed for names only
+    """Read a configuration, then apply KEY VALUE pairs.
 
-        path = os.fspath(find_config(path))
+    Args:
+        name_or_yaml: a YAML file, a file below our folder `configs`, or a model of the zoo; the last brings its
+            published weights along in MODEL.WEIGHTS.
+        opts: KEY VALUE pairs.
+    """
     cfg = get_cfg()
-    cfg.merge_from_file(path)
+    cfg.merge_from_file(os.fspath(find_config(name_or_yaml)))
+    if os.fspath(name_or_yaml) in MODELS:
+        cfg.MODEL.WEIGHTS = MODELS[os.fspath(name_or_yaml)].weights
     cfg.merge_from_list(list(opts))
     return cfg
 
@@ -115,7 +119,7 @@ class VideoPredictor:
         """Segment one video.
 
         Args:
-            video: a path, a pattern, frames or an array; see `lbvq.frames.open_frames`.
+            video: a path, a pattern, frames or an array; see `lbvq.video_input.open_frames`.
             progress: called as progress(stage, done, total), with the stages "segment" and "refine".
             allow_truncated: use what can be read of a file that is cut off, with a warning.
         """

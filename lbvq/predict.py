@@ -20,6 +20,7 @@ from lbvq.results import VideoPrediction
 from lbvq.video_io import IMAGE_SUFFIXES, VideoFrames, read_video
 from lbvq.video_writer import FRAME_SUFFIXES, atomic_output, check_output, open_writer
 from lbvq.visualize import draw_video
+from lbvq.zoo import MODELS
 
 UNTRAINED_OBJECTS = 5  # shown of an untrained network, whose scores mean nothing
 BAD_INPUT = 2  # exit code
@@ -80,7 +81,8 @@ def build_predictor(args: argparse.Namespace) -> VideoPredictor:
     """Build the network; weights that only the YAML file names may be absent, then it stays untrained."""
     cfg = load_config(args.config_file, args.opts)
     weights = args.weights
-    if weights is None and "MODEL.WEIGHTS" not in args.opts[::2] and cfg.MODEL.WEIGHTS:
+    is_named = args.config_file in MODELS or "MODEL.WEIGHTS" in args.opts[::2]  # by the user, not by the file
+    if weights is None and not is_named and cfg.MODEL.WEIGHTS:
         try:
             find_weights(cfg.MODEL.WEIGHTS)
         except OSError as error:

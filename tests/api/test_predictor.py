@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import logging
+import weakref
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,8 +12,8 @@ from red_green_model import RedGreenModel
 
 from lbvq.api import VideoPredictor, class_names_of, load_config, load_model
 from lbvq.config import get_cfg
-from lbvq.frames import ResizedFrames, open_frames
 from lbvq.refine import REFINERS
+from lbvq.video_input import ResizedFrames, open_frames
 from lbvq.video_writer import write_video
 
 
@@ -210,6 +212,14 @@ def test_configurations_are_found_by_path_and_overridden(tmp_path):
     assert predictor.model.sizes == [(30, 40)]
 
 
+def test_models_of_the_zoo_bring_their_weights_along():
+    cfg = load_config("lbvq_r50_ytvis21")
+    assert cfg.MODEL.WEIGHTS == "lbvq_r50_ytvis21.pth" and cfg.DATASETS.TEST == ("ytvis_2021_val",)
+    assert load_config("lbvq_r50_ytvis21", ["MODEL.WEIGHTS", "mine.pth"]).MODEL.WEIGHTS == "mine.pth"
+    with pytest.raises(FileNotFoundError, match="lbvq_r50_ytvis21"):
+        load_config("lbvq_r50_ytvis23")
+
+
 @pytest.mark.parametrize(
     "arguments, reason",
     [
@@ -241,6 +251,25 @@ def test_refinement_asked_for_in_the_configuration_is_applied(monkeypatch):
     prediction = predictor(colour_video(2), progress=lambda *call: calls.append(call))
     assert prediction.masks[0].to_dense().all() and prediction.scores.tolist() == [0.9, 0.4, 0.2]
     assert ("refine", 2, 2) in calls
+
+
+def test_only_a_few_frames_of_a_long_video_are_in_memory():
+    given: list[weakref.ref] = []
+    most = 0
+
+    class Generated(Sequence):
+        def __len__(self) -> int:
+            return 300
+
+        def __getitem__(self, index: int) -> np.ndarray:
+            nonlocal most
+            frame = np.full((60, 80, 3), index % 200, dtype=np.uint8)
+            given.append(weakref.ref(frame))
+            most = max(most, sum(reference() is not None for reference in given))
+            return frame
+
+    assert VideoPredictor(RedGreenModel(), cfg=config())(Generated()).num_frames == 300
+    assert most <= 3
 
 
 def test_open_frames_reads_lists_of_files(tmp_path):
