@@ -106,9 +106,7 @@ def run(args: argparse.Namespace) -> None:
         published = watch.measure(lambda: published_loop(predictor, paths, masks))
         ours = watch.measure(lambda: refine_tubes(tubes, frames, refiner))
     count = args.frames * args.objects
-    print(
-        f"{args.refiner} {args.model_type} on {args.device}: {args.frames} frames, {args.objects} objects of 2 components"
-    )
+    print(f"{args.refiner} {args.model_type} on {args.device}: {args.frames} frames of {args.objects} objects")
     print(f"{'':12s}{'masks/s':>10s}{'seconds':>10s}{'decoding, s':>14s}")
     for name, (total, decoding) in (("published", published), ("ours", ours)):
         print(f"{name:12s}{count / total:10.2f}{total:10.2f}{decoding:14.2f}")
