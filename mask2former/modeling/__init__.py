@@ -1,5 +1,5 @@
 """The parts of the segmenter; importing this package registers them."""
 
-from . import resnet, swin, timm_backbone
+from . import head, maskformer, resnet, swin, timm_backbone, transformer_decoder
 
-__all__ = ["resnet", "swin", "timm_backbone"]
+__all__ = ["head", "maskformer", "resnet", "swin", "timm_backbone", "transformer_decoder"]
