@@ -248,21 +248,21 @@ class DefaultTrainer(TrainerBase):
         states, self._process_states = self._process_states, []
         if not states:
             return
-        if len(states) != comm.get_world_size():
-            logger.warning(
-                "The checkpoint was written by %d processes, this run has %d: data order and random numbers start "
-                "anew instead of going on.",
-                len(states),
-                comm.get_world_size(),
-            )
-            return
-        state = states[comm.get_rank()]
+        same_processes = len(states) == comm.get_world_size()
+        state = states[comm.get_rank()] if same_processes else states[0]
         if "data_loader" in state and hasattr(self.data_loader, "load_state_dict"):
             self.data_loader.load_state_dict(state["data_loader"])
         else:
             logger.warning("The data loader cannot go on where it was; it starts anew.")
-        _ = self._trainer.batches  # starting the workers draws a random number, so it comes first
-        set_random_state(state["random"])
+        _ = self._trainer.batches  # starting the workers may draw a random number, so it comes first
+        if same_processes:
+            set_random_state(state["random"])
+        else:
+            logger.warning(
+                "The checkpoint was written by %d processes, this run has %d: random numbers start anew.",
+                len(states),
+                comm.get_world_size(),
+            )
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()

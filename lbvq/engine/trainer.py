@@ -203,7 +203,7 @@ class SimpleTrainer(TrainerBase):
         if not self.model.training:
             raise RuntimeError("The model is in evaluation mode; something called eval() and did not undo it.")
         start = time.perf_counter()
-        batch = next(self.batches)
+        batch = self.next_batch()
         data_time = time.perf_counter() - start
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._backward(batch)
@@ -212,6 +212,10 @@ class SimpleTrainer(TrainerBase):
         self._metrics.add(self.iter, losses, data_time)
         if (self.iter + 1) % self.metrics_period == 0:
             self.flush_metrics()
+
+    def next_batch(self) -> Sequence[Any]:
+        """Wait for the next batch."""
+        return next(self.batches)
 
     def flush_metrics(self) -> None:
         self._metrics.flush(self.storage)

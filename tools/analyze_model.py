@@ -1,0 +1,118 @@
+"""Print what a configuration's model costs: parameters by part, multiply-adds, seconds and memory.
+
+    python tools/analyze_model.py --config-file configs/youtubevis_2019/lbvq_R50_bs8.yaml
+    python tools/analyze_model.py --config-file ... --frames 36 --size 360 640 --tasks parameters flops speed
+
+The input is a video of random pixels, so weights do not matter. Multiply-adds are those of matrix products and
+convolutions (one multiply-add counts as 2 FLOPs), counted by torch while the model runs on the video.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import resource
+import sys
+import time
+from collections import Counter
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import lbvq.modeling  # noqa: F401  registers the methods
+from lbvq.config import get_cfg
+from mask2former.registry import build_model
+
+TASKS = ("parameters", "flops", "speed")
+
+
+def parameter_table(model: nn.Module, depth: int) -> list[tuple[str, int, int]]:
+    """Return (part, parameters, trainable ones) down to `depth` levels of names, largest first, "total" at the end."""
+    total: Counter[str] = Counter()
+    trainable: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        part = ".".join(name.split(".")[:-1][:depth]) or name
+        total[part] += parameter.numel()
+        trainable[part] += parameter.numel() * parameter.requires_grad
+    rows = [(part, count, trainable[part]) for part, count in total.most_common()]
+    return [*rows, ("total", sum(total.values()), sum(trainable.values()))]
+
+
+def random_video(num_frames: int, size_hw: tuple[int, int]) -> dict:
+    """A test sample of noise."""
+    generator = torch.Generator().manual_seed(0)
+    frames = [torch.randint(0, 256, (3, *size_hw), dtype=torch.uint8, generator=generator) for _ in range(num_frames)]
+    names = [f"noise/{t:05d}.jpg" for t in range(num_frames)]
+    return {"image": frames, "height": size_hw[0], "width": size_hw[1], "file_names": names, "video_len": num_frames}
+
+
+def count_flops(model: nn.Module, video: dict, depth: int) -> list[tuple[str, int]]:
+    """Return (part, FLOPs) of one inference, the whole model first."""
+    model.eval()
+    with FlopCounterMode(display=False, depth=None) as counter, torch.no_grad():
+        model([video])
+    counts = {name: sum(by_operator.values()) for name, by_operator in counter.get_flop_counts().items()}
+    root = type(model).__name__
+    rows = [(root, counts.get("Global", 0))]
+    for name, count in counts.items():
+        part = name.removeprefix(f"{root}.")
+        if name not in ("Global", root) and part.count(".") < depth and count:
+            rows.append((part, count))
+    return [rows[0], *sorted(rows[1:], key=lambda row: -row[1])]
+
+
+def measure_speed(model: nn.Module, video: dict, repeats: int) -> float:
+    """Return the shortest seconds of an inference, after one that does not count."""
+    model.eval()
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        model([video])
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak memory of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, help="YAML file of the model")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="what to print")
+    parser.add_argument("--frames", type=int, default=4, help="frames of the video (default 4)")
+    parser.add_argument("--size", type=int, nargs=2, default=(360, 640), metavar=("H", "W"), help="default 360 640")
+    parser.add_argument("--depth", type=int, default=2, help="levels of module names in the tables (default 2)")
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs (default 3)")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the configuration")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    cfg = get_cfg()
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    model = build_model(cfg).eval()
+    video = random_video(args.frames, tuple(args.size))
+    if "parameters" in args.tasks:
+        print(f"{'parameters of':<48}{'all':>14}{'trainable':>14}")
+        for part, count, trainable in parameter_table(model, args.depth):
+            print(f"{part:<48}{count:>14,}{trainable:>14,}")
+    if "flops" in args.tasks:
+        print(f"\n{'GFLOPs per frame of':<48}{'':>14}")
+        for part, count in count_flops(model, video, args.depth):
+            print(f"{part:<48}{count / args.frames / 1e9:>14.3f}")
+    if "speed" in args.tasks:
+        seconds = measure_speed(model, video, args.repeats)
+        device = next(model.parameters()).device
+        print(f"\n{args.frames} frames of {args.size[0]} x {args.size[1]} on {device}: {seconds:.3f} s, ", end="")
+        print(f"{args.frames / seconds:.2f} frames per second, peak memory {peak_memory_mib(device):.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()
