@@ -1,6 +1,8 @@
-"""Reading masks at points instead of everywhere, and choosing points where a mask is least certain.
+"""Reading masks at points instead of everywhere.
 
-Kirillov et al., "PointRend: Image Segmentation as Rendering", CVPR 2020, section 3.1 (training).
+Mask losses and matching costs look at P points of each mask (PointRend, Kirillov et al., CVPR 2020, section 3.2;
+Mask2Former, Cheng et al., CVPR 2022, section 3.3). Points are (x, y) in [0, 1] x [0, 1], whatever the resolution of the
+mask, so a prediction at stride 4 and a target in pixels are read at the same place.
 """
 
 from __future__ import annotations
@@ -10,46 +12,51 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def point_sample(x: Tensor, points: Tensor) -> Tensor:
-    """Interpolate maps bilinearly; outside of a map everything is 0.
+def point_sample(maps: Tensor, points: Tensor) -> Tensor:
+    """Read maps at points, bilinearly; zero outside.
 
     Args:
-        x: (N, C, H, W).
-        points: (N, P, 2) as (x, y) in [0, 1], from the outer left/top to the outer right/bottom edge.
+        maps: (N, C, H, W), of any type.
+        points: (N, P, 2) as (x, y) in [0, 1].
 
     Returns:
-        (N, C, P) of x's dtype.
+        (N, C, P), as precise as the points: half precision cannot tell neighbouring pixels of a large map apart.
     """
-    grid = (2.0 * points - 1.0).to(x.dtype)
-    return F.grid_sample(x, grid[:, :, None], mode="bilinear", padding_mode="zeros", align_corners=False)[..., 0]
+    dtype = torch.promote_types(maps.dtype, points.dtype)
+    grid = (2.0 * points - 1.0).to(dtype)[:, :, None]  # (N, P, 1, 2)
+    if maps.numel() == 0:
+        return maps.new_zeros((*maps.shape[:2], points.shape[1]), dtype=dtype)
+    return F.grid_sample(maps.to(dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=False).squeeze(3)
 
 
+@torch.no_grad()
 def uncertain_points(
     logits: Tensor, num_points: int, oversample_ratio: float = 3.0, importance_sample_ratio: float = 0.75
 ) -> Tensor:
-    """Choose points for a mask loss: most where the prediction is least certain, the rest anywhere.
+    """Draw points of which most lie where the logit is close to 0.
 
     Args:
-        logits: (N, 1, h, w) mask logits; every mask gets its own points. No gradient flows through the choice.
+        logits: (N, 1, h, w) mask logits.
         num_points: P.
-        oversample_ratio: at least 1; P times this many candidates are drawn.
-        importance_sample_ratio: in [0, 1], the part of the P points that are the least certain candidates.
+        oversample_ratio: candidates per point, at least 1.
+        importance_sample_ratio: share of the P points taken from the most uncertain candidates, in [0, 1]; the others
+            are drawn anywhere.
 
     Returns:
-        (N, P, 2) as (x, y) in [0, 1], the uncertain ones first.
+        (N, P, 2), the important ones first.
     """
-    if oversample_ratio < 1:
-        raise ValueError(f"MODEL.MASK_FORMER.OVERSAMPLE_RATIO must be at least 1, got {oversample_ratio}.")
-    if not 0 <= importance_sample_ratio <= 1:
-        raise ValueError(f"MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO must be in [0, 1], got {importance_sample_ratio}.")
-    num_masks, device = len(logits), logits.device
-    num_uncertain = int(importance_sample_ratio * num_points)
-    with torch.no_grad():
-        candidates = torch.rand(num_masks, int(num_points * oversample_ratio), 2, device=device)
-        certainty = point_sample(logits.detach(), candidates)[:, 0].abs()  # (N, candidates)
-        chosen = certainty.neg().topk(num_uncertain, dim=1).indices
-        points = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
-        if num_uncertain == num_points:
-            return points
-        anywhere = torch.rand(num_masks, num_points - num_uncertain, 2, device=device)
-        return torch.cat((points, anywhere), dim=1)
+    if oversample_ratio < 1 or not 0 <= importance_sample_ratio <= 1:
+        raise ValueError(
+            f"oversample_ratio must be at least 1 and importance_sample_ratio in [0, 1], got {oversample_ratio} and "
+            f"{importance_sample_ratio}; set MODEL.MASK_FORMER.OVERSAMPLE_RATIO and IMPORTANCE_SAMPLE_RATIO."
+        )
+    num_masks = logits.shape[0]
+    num_important = int(importance_sample_ratio * num_points)
+    candidates = torch.rand(num_masks, int(num_points * oversample_ratio), 2, device=logits.device)
+    uncertainty = -point_sample(logits, candidates)[:, 0].abs()  # (N, P * ratio)
+    chosen = uncertainty.topk(num_important, dim=1).indices
+    points = candidates.gather(1, chosen[:, :, None].expand(-1, -1, 2))
+    if num_important < num_points:
+        anywhere = torch.rand(num_masks, num_points - num_important, 2, device=logits.device)
+        points = torch.cat((points, anywhere), dim=1)
+    return points
