@@ -12,8 +12,8 @@ from red_green_model import RedGreenModel
 
 from lbvq.api import VideoPredictor, class_names_of, load_config, load_model
 from lbvq.config import get_cfg
+from lbvq.frames import ResizedFrames, open_frames
 from lbvq.refine import REFINERS
-from lbvq.video_input import ResizedFrames, open_frames
 from lbvq.video_writer import write_video
 
 

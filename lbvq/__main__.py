@@ -1,0 +1,63 @@
+"""Command line: `python -m lbvq {predict,list,info}`, installed as `lbvq`. Training is `python train_net.py`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="lbvq",
+        description="Video instance segmentation: LBVQ and its peers.",
+        epilog="\n".join(f"{name:10}{command.__doc__.splitlines()[0]}" for name, command in COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="see: lbvq COMMAND --help")
+    args = parser.parse_args(argv)
+    command = COMMANDS[args.command]
+    return command(argparse.ArgumentParser(prog=f"lbvq {args.command}", description=command.__doc__), args.arguments)
+
+
+def predict(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
+    """Segment videos; write drawn videos, frames or results."""
+    from lbvq.predict import add_arguments, run  # imported here: the other commands need no network
+
+    add_arguments(parser)
+    return run(parser.parse_args(arguments))
+
+
+def list_models(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
+    """List published models and configuration files."""
+    from lbvq.zoo import MODELS, configs_folder, list_configs
+
+    parser.add_argument("text", nargs="?", default="", help="show only names that contain it")
+    text = parser.parse_args(arguments).text
+    print(f"{'published model':34}{'data set':17}{'published scores':32}configuration")
+    for model in (model for model in MODELS.values() if text in model.name):
+        scores = " ".join(f"{metric} {value:g}" for metric, value in list(model.scores.items())[:3])
+        config = model.config if (configs_folder() / model.config).is_file() else "not in this version"
+        print(f"{model.name:34}{model.dataset:17}{scores:32}{config}")
+    print("\nconfiguration files")
+    for name in (name for name in list_configs() if text in name):
+        print(f"  {name}")
+    return 0
+
+
+def info(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
+    """Print versions and devices, for bug reports."""
+    from lbvq.engine.environment import environment_report
+
+    parser.parse_args(arguments)
+    print(environment_report())
+    return 0
+
+
+COMMANDS = {"predict": predict, "list": list_models, "info": info}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
