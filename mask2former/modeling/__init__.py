@@ -1,5 +1,5 @@
 """The parts of the segmenter; importing this package registers them."""
 
-from . import head, maskformer, resnet, swin, timm_backbone, transformer_decoder
+from . import head, maskformer, pixel_decoder, resnet, swin, timm_backbone, transformer_decoder
 
-__all__ = ["head", "maskformer", "resnet", "swin", "timm_backbone", "transformer_decoder"]
+__all__ = ["head", "maskformer", "pixel_decoder", "resnet", "swin", "timm_backbone", "transformer_decoder"]
