@@ -16,9 +16,9 @@ _HOME = {  # public name: module that defines it
     "VideoPrediction": "lbvq.results",
     "VideoPredictor": "lbvq.api",
     "add_lbvq_config": "lbvq.config",
-    "build_model": "lbvq.zoo",
+    "build_model": "lbvq.api",
     "get_cfg": "lbvq.config",
-    "load_model": "lbvq.zoo",
+    "load_model": "lbvq.api",
     "load_weights": "lbvq.engine.checkpoint",
 }
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from . import comm
+from .known_weights import ADDRESSES, how_to_get
 from .safe_pickle import LEGACY_TORCH_MAGIC, load_pickle, numpy_globals
 
 logger = logging.getLogger(__name__)
@@ -61,8 +62,9 @@ class WeightFile:
 def find_weights(name: str | os.PathLike) -> tuple[Path, bool]:
     """Return the local file of a path or address, downloading it at need, and whether it asks for suffix matching.
 
-    A path is looked up as it is and in the folder $VIS_WEIGHTS_DIR. `https://` files are kept in that folder too, or in
-    torch's own cache; `#sha256=...` at the end of an address is checked. `detectron2://` is detectron2's model zoo.
+    A path is looked up as it is and in the folder $VIS_WEIGHTS_DIR; a published file that is in neither is downloaded
+    when its address is known. Downloads are kept in that folder too, or in torch's own cache; `#sha256=...` at the end
+    of an https:// address is checked. `detectron2://` is detectron2's model zoo.
     """
     text = os.fspath(name)
     suffix_matching = text.endswith(HEURISTICS_QUERY)
@@ -90,11 +92,13 @@ def _find_local(name: str) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    places = ", ".join(str(candidate.absolute()) for candidate in candidates)
-    hint = "" if folder else f" Weights of one folder are found by name when ${WEIGHTS_DIR_VARIABLE} names it."
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name the weight file in it.")
-    raise FileNotFoundError(f"No weight file {name}; looked at {places}.{hint}")
+    if path.name in ADDRESSES and not path.is_absolute():
+        return _find_remote(ADDRESSES[path.name])
+    places = ", ".join(str(candidate.absolute()) for candidate in candidates)
+    hint = "" if folder else f" Weights of one folder are found by name when ${WEIGHTS_DIR_VARIABLE} names it."
+    raise FileNotFoundError(f"No weight file {name}; looked at {places}.{hint} {how_to_get(path.name)}".rstrip())
 
 
 def _find_remote(address: str) -> Path:

@@ -286,6 +286,17 @@ def test_files_put_into_the_weights_folder_or_cached_by_detectron2_are_not_downl
     assert downloads == []
 
 
+def test_published_files_are_found_by_name(weights_dir, downloads):
+    path, _ = find_weights("model_final_3c8ec9.pkl")
+    assert path.is_relative_to(weights_dir) and path.name == "model_final_3c8ec9.pkl"
+    assert downloads[0][0].startswith("https://dl.fbaipublicfiles.com/maskformer/")
+    with pytest.raises(FileNotFoundError, match=r"gdown \S+ -O lbvq_r50_ytvis21\.pth"):
+        find_weights("lbvq_r50_ytvis21.pth")
+    with pytest.raises(FileNotFoundError):
+        find_weights("/nowhere/model_final_3c8ec9.pkl")  # who gives a full path means that file
+    assert len(downloads) == 1
+
+
 def test_checksums_are_passed_on(weights_dir, downloads):
     find_weights("https://download.pytorch.org/models/resnet50-0676ba61.pth")
     find_weights("https://example.org/a-12345678.pth#sha256=ABCDEF0123")

@@ -1,0 +1,70 @@
+"""Where published weight files are: file name to https address, or to the id of a Google Drive file.
+
+Files with an address are downloaded when a configuration names them; Drive files have to be fetched by hand, and the
+error for a missing one says how. A test keeps the table equal to what the model zoo and our configurations name.
+"""
+
+from __future__ import annotations
+
+_MASK2FORMER = "https://dl.fbaipublicfiles.com/maskformer/mask2former/coco/instance"
+_SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0"
+_MINVIS = "https://huggingface.co/deahuang/MinVIS-Model-Zoo/resolve/main"
+
+ADDRESSES: dict[str, str] = {
+    "model_final_3c8ec9.pkl": f"{_MASK2FORMER}/maskformer2_R50_bs16_50ep/model_final_3c8ec9.pkl",
+    "model_final_e5f453.pkl": f"{_MASK2FORMER}/maskformer2_swin_large_IN21k_384_bs16_100ep/model_final_e5f453.pkl",
+    # published configurations name conversions of these files; the originals are read as they are
+    "swin_large_patch4_window12_384_22k.pkl": f"{_SWIN}/swin_large_patch4_window12_384_22k.pth",
+    "swin_base_patch4_window12_384_22k.pkl": f"{_SWIN}/swin_base_patch4_window12_384_22k.pth",
+    **{
+        f"minvis_{data}_{model}.pth": f"{_MINVIS}/minvis_{data}_{model}.pth"
+        for data in ("ytvis19", "ytvis21", "ovis")
+        for model in ("R50", "swin_large", "swin_large_r10", "swin_large_r5", "swin_large_r1")
+    },
+}
+
+DRIVE_IDS: dict[str, str] = {
+    "mask2former_r50_coco.pkl": "1-KqRhmkNu-FCGL6ssfgW-0jl1UPXXEn6",
+    "mask2former_r101_coco.pkl": "1-JHwIq7LDcRf78d2clBZXfji96CX0TUy",
+    "lbvq_r50_ytvis19.pth": "1-NW-_J3TFta4VyRXYwNp8u5w3Pn5wA7Z",
+    "lbvq_r101_ytvis19.pth": "1-_mF--EijC24ucgSLqD2i2cCRUKCOeit",
+    "lbvq_r50_ytvis21.pth": "1-J9e0cr-Rnh87ukAu90EqabxMehNqgO_",
+    "lbvq_r50_ovis.pth": "1-QoQ6BWreWZVl6sReu30-rN5TeO2IRSv",
+    "vita_r50_ytvis2019.pth": "11bJlEGEzjWNqX_Z57Z812F0vBbKDSSP7",
+    "vita_swin_ytvis2019.pth": "1w9qEH_JRBtBlbeeOC3bVrxyYarwWkBfF",
+    "vita_r50_ytvis2021.pth": "17HJtaiBGCJu4xKMfwkvZ_YNJg5j2cOl0",
+    "vita_swin_ytvis2021.pth": "1zwzFBtqX9DkWHric8TRveGTUBWk-Ix0G",
+    "vita_r50_ovis.pth": "1BHx5rRTKqtsQSuHOeCShEzxjpb1aLJ4t",
+    "vita_swin_ovis.pth": "1AmpmjNwPHRoYs0HOIKNrNv6FNUKBUi2Y",
+    "genvis_r50_online_ytvis19.pth": "1WdDsE4EGAuYQ1hqLB4XtZoYO0iSehnZo",
+    "genvis_r50_semi_online_ytvis19.pth": "1yQVzuFFrHsRDd96ywMsGLTDwVqKShFZt",
+    "genvis_swin_online_ytvis19.pth": "1TZvH5qlhTnZ6WXk1oNmCmYz_cq1m5AuO",
+    "genvis_swin_semi_online_ytvis19.pth": "1PTtkH-Angrw92D7P7-BXvtAQZ8nWmJ6Q",
+    "genvis_r50_online_ytvis21.pth": "1-WcWxoBRBIAyxhH0-1X2ywe1bquOWjkO",
+    "genvis_r50_semi_online_ytvis21.pth": "1AMqKe9OX-wsr39RUxggTwPY25cvABoub",
+    "genvis_swin_online_ytvis21.pth": "1cHEfYb6QLGllR1i2xvL-AZnrthKx3wbV",
+    "genvis_swin_semi_online_ytvis21.pth": "1Nl8bE5JXFdLSoABrvNax_rrnLrt0ZSNc",
+    "genvis_r50_online_ovis.pth": "15Iitl2sSmAxFXT-PJCYfY37vcc7_iEO7",
+    "genvis_r50_semi_online_ovis.pth": "1Y8d0ETmW3XoD-zGxvZNRVvlz1jTsXY5a",
+    "genvis_swin_online_ovis.pth": "11aqfoqDoyEIDcDmYqcWDEX3FK7ChIRks",
+    "genvis_swin_semi_online_ovis.pth": "17uErrcAZ6-5ewdzUy9CxDK6tjOe5Xp93",
+    "visage_r50_ytvis19.pth": "142wqVU_Gz28L_Yaq6j3NlxAZLSf4E7d4",
+    "visage_r50_ytvis21.pth": "1RCVCYOiEsgym9Mb7MMvTX-74rsKdSLRF",
+    "visage_r50_ovis.pth": "1L73nGcKjsZz8XH7Bx0UtbkE4m9-vf6Iq",
+    "ovformer_r50_lvis.pth": "1-tMcjp8xIYr9E5r5JYOESGajXtMAs33y",
+    "OVFormer_swin_lvis.pth": "102qxZlu05yXILfghhrwjxv-tL3MlcYu7",
+    "ovformer_r50_lvvis.pth": "1-zfEwdglPeVHzlc5Ky_HJlZtMgGXAy1S",
+    "ovformer_swin_lvvis.pth": "107BNsu9eTr5e70B4oj28jgHKBjYTWNWp",
+    "checkpoint_r50_final.pth": "1e9hKCC-pAGB-wSO0_qyUNoEe-5XzRocz",
+    "checkpoint_r101_final.pth": "1TQs_meDaomLz56xCjAZKT1BNtS3K3sla",
+    "checkpoint_swinl_final.pth": "13cDni9olYd6-xdURQMWstsW0VLbkgIKt",
+}
+
+
+def how_to_get(file_name: str) -> str:
+    """Say how to fetch a published file, "" when it is not one of them."""
+    if file_name in ADDRESSES:
+        return f"It is published at {ADDRESSES[file_name]}"
+    if file_name in DRIVE_IDS:
+        return f"Fetch it with: pip install gdown && gdown {DRIVE_IDS[file_name]} -O {file_name}"
+    return ""

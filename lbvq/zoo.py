@@ -1,0 +1,235 @@
+"""Published models by name: configuration, weight file, published scores; and where our configuration files are.
+
+Scores are the publishers', not measured here: AP, AP50, AP75, AR1, AR10 on the validation set unless the metric says
+otherwise. Where a weight file comes from is in `lbvq/engine/known_weights.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lbvq.engine.known_weights import how_to_get
+
+AP_METRICS = ("AP", "AP50", "AP75", "AR1", "AR10")
+BOUNDARY_METRICS = ("AP_B", "AP_B75", "AR_B1", "AP_M", "AP_M75")  # tube-boundary and mask scores of HQ-YTVIS
+
+
+@dataclass(frozen=True)
+class ZooModel:
+    """One published model.
+
+    Attributes:
+        name: what `load_model` accepts.
+        config: file below the folder `configs`.
+        weights: name of the weight file.
+        dataset: data set of the scores.
+        scores: metric to percent, as published; {} when nothing is published.
+    """
+
+    name: str
+    config: str
+    weights: str
+    dataset: str
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str:
+        """How to get the weight file."""
+        return how_to_get(self.weights)
+
+
+def find_model(name: str) -> ZooModel:
+    """Return a model of the zoo; KeyError names the nearest ones."""
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.5)
+        hint = f"Near it: {', '.join(near)}." if near else f"There are {', '.join(MODELS)}."
+        raise KeyError(f"No published model is called {name!r}. {hint}")
+    return MODELS[name]
+
+
+def configs_folder() -> Path:
+    """Folder of our YAML files: inside the installed package, or beside it in a clone."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"No folder configs in {package} or {package.parent}; the installation is incomplete. Give the path of a YAML "
+        "file instead of a name."
+    )
+
+
+def find_config(name: str | os.PathLike) -> Path:
+    """Return the YAML file of a name.
+
+    Args:
+        name: a path; a file below our folder `configs`, with or without `configs/` and `.yaml`; or a model of the zoo.
+    """
+    text = os.fspath(name)
+    if Path(text).expanduser().is_file():
+        return Path(text).expanduser()
+    if text in MODELS:
+        return configs_folder() / MODELS[text].config
+    below = text.removeprefix("configs/").removesuffix(".yaml") + ".yaml"
+    if not Path(below).is_absolute() and (configs_folder() / below).is_file():
+        return configs_folder() / below
+    known = [*MODELS, *list_configs()]
+    near = difflib.get_close_matches(text, known, n=3, cutoff=0.4)
+    hint = f" Near it: {', '.join(near)}." if near else ""
+    raise FileNotFoundError(f"{text} is no file, no file below {configs_folder()}, and no published model.{hint}")
+
+
+def list_configs() -> list[str]:
+    """Every YAML file below our folder `configs` except the shared bases, sorted."""
+    folder = configs_folder()
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml"))
+    return sorted(name for name in names if not name.startswith("_base_/"))
+
+
+# -- the table --------------------------------------------------------------------------------------------------------
+
+_FOLDERS = {  # short name of a data set: folder of its configurations, registered name of the scored split
+    "ytvis19": ("youtubevis_2019", "ytvis_2019_val"),
+    "ytvis21": ("youtubevis_2021", "ytvis_2021_val"),
+    "ovis": ("ovis", "ovis_val"),
+}
+
+
+def _ap(*values: float) -> dict[str, float]:
+    return dict(zip(AP_METRICS, values, strict=False))
+
+
+def _row(method: str, data: str, config: str, weights: str, *scores: float) -> ZooModel:
+    folder, split = _FOLDERS[data]
+    return ZooModel(f"{method}_{data}", f"{folder}/{config}.yaml", weights, split, _ap(*scores))
+
+
+def _lbvq() -> list[ZooModel]:
+    rows = (
+        ("r50", "R50", "ytvis19", (52.2, 74.8, 57.7, 49.9, 59.8)),
+        ("r101", "R101", "ytvis19", (53.1, 76.3, 60.2, 50.0, 59.2)),
+        ("r50", "R50", "ytvis21", (44.8, 67.4, 46.0, 41.6, 52.3)),
+        ("r50", "R50", "ovis", (22.2, 45.3, 19.0, 12.4, 27.5)),
+    )
+    return [
+        _row(f"lbvq_{short}", data, f"lbvq_{size}_bs8", f"lbvq_{short}_{data}.pth", *scores)
+        for short, size, data, scores in rows
+    ]
+
+
+def _vita() -> list[ZooModel]:
+    rows = (
+        ("r50", "R50", "ytvis19", "ytvis2019", (49.8, 72.6, 54.5, 49.4, 61.0)),
+        ("swin", "SWIN", "ytvis19", "ytvis2019", (63.0, 86.9, 67.9, 56.3, 68.1)),
+        ("r50", "R50", "ytvis21", "ytvis2021", (45.7, 67.4, 49.5, 40.9, 53.6)),
+        ("swin", "SWIN", "ytvis21", "ytvis2021", (57.5, 80.6, 61.0, 47.7, 62.6)),
+        ("r50", "R50", "ovis", "ovis", (19.6, 41.2, 17.4, 11.7, 26.0)),
+        ("swin", "SWIN", "ovis", "ovis", (27.7, 51.9, 24.9, 14.9, 33.0)),
+    )
+    return [
+        _row(f"vita_{short}", data, f"vita_{size}_bs8", f"vita_{short}_{file}.pth", *scores)
+        for short, size, data, file, scores in rows
+    ]
+
+
+def _genvis() -> list[ZooModel]:
+    rows = (
+        ("r50", "R50", "online", "ytvis19", (50.0, 71.5, 54.6, 49.5, 59.7)),
+        ("r50", "R50", "semi_online", "ytvis19", (51.3, 72.0, 57.8, 49.5, 60.0)),
+        ("swin", "SWIN", "online", "ytvis19", (64.0, 84.9, 68.3, 56.1, 69.4)),
+        ("swin", "SWIN", "semi_online", "ytvis19", (63.8, 85.7, 68.5, 56.3, 68.4)),
+        ("r50", "R50", "online", "ytvis21", (47.1, 67.5, 51.5, 41.6, 54.7)),
+        ("r50", "R50", "semi_online", "ytvis21", (46.3, 67.0, 50.2, 40.6, 53.2)),
+        ("swin", "SWIN", "online", "ytvis21", (59.6, 80.9, 65.8, 48.7, 65.0)),
+        ("swin", "SWIN", "semi_online", "ytvis21", (60.1, 80.9, 66.5, 49.1, 64.7)),
+        ("r50", "R50", "online", "ovis", (35.8, 60.8, 36.2, 16.3, 39.6)),
+        ("r50", "R50", "semi_online", "ovis", (34.5, 59.4, 35.0, 16.6, 38.3)),
+        ("swin", "SWIN", "online", "ovis", (45.2, 69.1, 48.4, 19.1, 48.6)),
+        ("swin", "SWIN", "semi_online", "ovis", (45.4, 69.2, 47.8, 18.9, 49.0)),
+    )
+    return [
+        _row(f"genvis_{short}_{mode}", data, f"genvis_{size}_bs8_{mode}", f"genvis_{short}_{mode}_{data}.pth", *scores)
+        for short, size, mode, data, scores in rows
+    ]
+
+
+def _minvis() -> list[ZooModel]:
+    swin = "swin/video_maskformer2_swin_large_IN21k_384_bs32_8ep_frame"
+    files = {
+        "R50": "video_maskformer2_R50_bs32_8ep_frame",
+        "swin_large": swin,
+        "swin_large_r10": f"{swin}_r10",
+        "swin_large_r5": f"{swin}_r5",
+        "swin_large_r1": f"{swin}_r1",
+    }
+    scores = {
+        "ytvis19": (47.3, 62.0, 60.9, 59.7, 58.9),
+        "ytvis21": (43.9, 55.4, 54.8, 54.5, 52.6),
+        "ovis": (26.7, 41.7, 37.1, 35.7, 31.8),
+    }
+    return [
+        _row(f"minvis_{model.lower()}", data, config, f"minvis_{data}_{model}.pth", score)
+        for data, row in scores.items()
+        for (model, config), score in zip(files.items(), row, strict=True)
+    ]
+
+
+def _visage() -> list[ZooModel]:
+    rows = (
+        ("ytvis19", (55.1, 78.1, 60.6, 51.0, 62.3)),
+        ("ytvis21", (51.6, 73.8, 56.1, 43.6, 59.3)),
+        ("ovis", (36.2, 60.3, 35.3, 17.0, 40.3)),
+    )
+    return [_row("visage_r50", data, "visage_R50_bs16", f"visage_r50_{data}.pth", *scores) for data, scores in rows]
+
+
+def _ovformer() -> list[ZooModel]:
+    models = []
+    zero_shot = {  # trained on LVIS images, evaluated on videos of other classes
+        "ytvis19": (34.8, 44.3),
+        "ytvis21": (29.8, 37.6),
+        "ovis": (15.1, 21.3),
+    }
+    for column, (short, size, file) in enumerate(
+        (("r50", "R50", "ovformer_r50_lvis.pth"), ("swin", "SwinB", "OVFormer_swin_lvis.pth"))
+    ):
+        config = f"ovformer_{size}_bs8"
+        for data, scores in zero_shot.items():
+            models.append(_row(f"ovformer_{short}", data, config, file, scores[column]))
+        burst = {"AP": (6.8, 7.6)[column]}
+        models.append(ZooModel(f"ovformer_{short}_burst", f"burst/{config}.yaml", file, "burst_val", burst))
+        models.append(ZooModel(f"ovformer_{short}_lvis", f"lvis/{config}.yaml", file, "lvis_v1_val"))
+        lvvis = {"AP": (21.9, 24.7)[column], "AP_test": (15.2, 19.5)[column]}
+        file_lvvis = f"ovformer_{short}_lvvis.pth"
+        name = f"ovformer_{short}_lvvis"
+        models.append(ZooModel(name, f"lvvis/video_{config}.yaml", file_lvvis, "lvvis_val", lvvis))
+    return models
+
+
+def _vmt() -> list[ZooModel]:
+    rows = (
+        ("r50", "R50", "r50", (30.7, 24.2, 31.5, 50.5, 54.5)),
+        ("r101", "R101", "r101", (33.0, 29.3, 33.3, 51.6, 55.8)),
+        ("swin", "SwinL", "swinl", (44.8, 43.4, 43.0, 64.8, 70.1)),
+    )
+    return [
+        ZooModel(
+            f"vmt_{short}_hq_ytvis",
+            f"hq_ytvis/vmt_{size}.yaml",
+            f"checkpoint_{file}_final.pth",
+            "hq_ytvis_test",
+            dict(zip(BOUNDARY_METRICS, scores, strict=True)),
+        )
+        for short, size, file, scores in rows
+    ]
+
+
+MODELS: dict[str, ZooModel] = {
+    model.name: model
+    for rows in (_lbvq(), _vita(), _genvis(), _minvis(), _visage(), _ovformer(), _vmt())
+    for model in rows
+}
