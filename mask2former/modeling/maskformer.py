@@ -110,6 +110,8 @@ class MaskFormer(nn.Module):
             In training {loss name: weighted scalar}. In evaluation one dictionary per image with those of `sem_seg`
             (K, H, W), `instances` and `panoptic_seg` ((H, W) int32, list of segments) that are switched on.
         """
+        if self.training and any("instances" not in sample for sample in samples):
+            raise ValueError("A training sample of MaskFormer needs `instances` with gt_classes and gt_masks.")
         images = self.preprocess(samples)
         outputs, *_ = self.sem_seg_head(self.backbone(images.tensor))
         if self.training:
@@ -125,8 +127,6 @@ class MaskFormer(nn.Module):
         self, outputs: dict[str, Any], samples: Sequence[Mapping[str, Any]], images: ImageList
     ) -> dict[str, Tensor]:
         """Return the losses that have a weight, multiplied by it."""
-        if any("instances" not in sample for sample in samples):
-            raise ValueError("A training sample of MaskFormer needs `instances` with gt_classes and gt_masks.")
         padded_size = images.tensor.shape[-2:]
         targets = [image_targets(sample["instances"].to(self.device), padded_size) for sample in samples]
         losses, _ = self.criterion(outputs, targets)
