@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="any of: video (.mp4), folder of frames (no suffix), results (.json); with several videos, "
         "'{name}' in a video or folder name stands for the input's name",
     )
-    parser.add_argument("--score-threshold", type=float, default=0.3, help="draw objects with at least this score")
+    parser.add_argument("--score-threshold", type=float, default=0.3, help="keep objects with at least this score")
     parser.add_argument("--fps", type=float, help="frame rate to write (default: that of the input, 10 for images)")
     parser.add_argument("--frame-format", choices=[suffix[1:] for suffix in FRAME_SUFFIXES], default="jpg")
     parser.add_argument("--allow-truncated", action="store_true", help="use what can be read of a damaged file")
@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
         for video_id, (each, paths) in enumerate(zip(frames, outputs, strict=True), start=1):
             print(f"{each.name}: {lengths[video_id - 1]} frames of {each.size[1]} x {each.size[0]} pixels")
             prediction = segment(predictor, each)
-            entries += _result_entries(prediction, video_id, each.name)
             shown = choose_objects(prediction, args.score_threshold, predictor.is_trained)
+            entries += _result_entries(shown, video_id, each.name)
             write_drawn(each, shown, paths, args)
             each.close()
         write_results([path for path in args.output if _is_json(path)], entries)
@@ -148,7 +148,7 @@ def segment(predictor: VideoPredictor, frames: VideoFrames) -> VideoPrediction:
 
 
 def choose_objects(prediction: VideoPrediction, threshold: float, is_trained: bool) -> VideoPrediction:
-    """Keep the objects to draw, each with its best class only; an untrained network shows a few to look at."""
+    """Keep the objects to report, each with its best class only; an untrained network shows a few to look at."""
     prediction = prediction.distinct()
     if not is_trained:
         shown = prediction[:UNTRAINED_OBJECTS]
@@ -189,13 +189,13 @@ def write_results(paths: Sequence[str], entries: Sequence[dict]) -> None:
         print(f"wrote {path}")
 
 
-def _result_entries(prediction: VideoPrediction, video_id: int, file_name: str) -> list[dict]:
-    """Entries of a results file; every object counts there, whatever its score, and the class is also named."""
-    entries = prediction.to_json(video_id)
-    for entry, label in zip(entries, prediction.labels, strict=True):
-        entry["file_name"] = file_name
-        if prediction.names:
-            entry["category_name"] = prediction.names[label]
+def _result_entries(shown: VideoPrediction, video_id: int, file_name: str) -> list[dict]:
+    """Entries of a results file for the objects that are drawn, with their number and the name of their class."""
+    entries = shown.to_json(video_id)
+    for entry, item in zip(entries, shown, strict=True):
+        entry.update(file_name=file_name, object_id=item.id)
+        if item.name is not None:
+            entry["category_name"] = item.name
     return entries
 
 

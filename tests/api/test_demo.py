@@ -68,8 +68,9 @@ def test_one_run_writes_a_video_a_folder_and_results(folder, capsys):
     drawn = read_video("drawn")
     assert np.abs(drawn[3][40:, 50:].astype(int) - colour_video()[3][40:, 50:]).max() > 40  # green is tinted
     entries = json.loads(Path("out.json").read_text())
-    assert (entries[0]["category_id"], entries[0]["category_name"]) == (2, "giant_panda")
-    assert VideoPrediction.from_json(entries).masks.shape == (3, 6, 60, 80)  # all objects, whatever their score
+    described = [(entry["object_id"], entry["category_id"], entry["category_name"]) for entry in entries]
+    assert described == [(1, 2, "giant_panda"), (2, 1, "person")]  # what is drawn, each with its best class
+    assert VideoPrediction.from_json(entries).masks.shape == (2, 6, 60, 80)
     said = capsys.readouterr().out
     assert "6 frames of 80 x 60" in said and "2 of 2 objects have a score of at least 0.3" in said
     assert all(f"wrote {output}" in said for output in outputs)
