@@ -1,0 +1,11 @@
+"""Video methods; importing this package registers them and their parts under their published names."""
+
+from __future__ import annotations
+
+import mask2former.modeling  # noqa: F401  # registers backbones, pixel decoder and head
+
+from . import frame_decoder
+from .base import VideoSegmenter
+from .lbvq import LBVQ, Lbvq
+
+__all__ = ["LBVQ", "Lbvq", "VideoSegmenter", "frame_decoder"]

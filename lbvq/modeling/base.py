@@ -120,8 +120,15 @@ class VideoSegmenter(nn.Module):
 
     def batch_images(self, frames: Sequence[Tensor]) -> ImageList:
         """Normalise frames (3, h, w), 0..255 RGB, and pad them to a common size with zeros."""
-        images = [(torch.as_tensor(frame).to(self.device) - self.pixel_mean) / self.pixel_std for frame in frames]
+        images = [self.normalise(torch.as_tensor(frame)) for frame in frames]
         return ImageList.from_tensors(images, self.size_divisibility)
+
+    def normalise(self, frame: Tensor) -> Tensor:
+        """One frame (3, h, w), 0..255 -> float32 with the mean and deviation of the training images removed."""
+        num_channels = len(self.pixel_mean)
+        if frame.dim() != 3 or frame.shape[0] != num_channels or 0 in frame.shape:
+            raise ValueError(f"a frame must have shape ({num_channels}, height, width), got {tuple(frame.shape)}.")
+        return (frame.to(self.device) - self.pixel_mean) / self.pixel_std
 
     def batch_clips(self, samples: list[dict[str, Any]]) -> ImageList:
         """Normalise and pad the frames of B training clips, clip by clip."""

@@ -91,7 +91,9 @@ class ClipSegmenter(VideoSegmenter):
     def losses(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Frame losses and clip losses of B training clips, weighted."""
         encoded = self.encode_frames(self.batch_clips(samples))
-        frame_targets, clip_targets = prepare_targets(samples, encoded.padded_size, self.device)
+        frame_targets, clip_targets = prepare_targets(
+            samples, encoded.padded_size, self.device, self.sem_seg_head.num_classes
+        )
         frame_losses, frame_matches = self.criterion(encoded.outputs, frame_targets)
 
         outputs = self.clip_module(encoded.frame_queries)

@@ -15,7 +15,7 @@ ABSENT = -1  # id (and class) of an instance in a frame where it is not annotate
 
 
 def prepare_targets(
-    samples: list[dict[str, Any]], padded_size: tuple[int, int], device: torch.device
+    samples: list[dict[str, Any]], padded_size: tuple[int, int], device: torch.device, num_classes: int | None = None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Build the targets of every frame and of every clip of a batch.
 
@@ -23,6 +23,7 @@ def prepare_targets(
         samples: B training samples; `instances` is a list of T `Instances` with `gt_classes`, `gt_ids`, `gt_masks`.
         padded_size: (H, W) of the padded batch.
         device: where the targets go.
+        num_classes: K, to check the classes against.
 
     Returns:
         B*T frame targets `{labels (n,), ids (n,), masks (n, H, W), name}`, clip by clip, holding the rows whose id is
@@ -31,27 +32,24 @@ def prepare_targets(
     """
     frame_targets, clip_targets = [], []
     for sample in samples:
-        target = clip_target(sample, padded_size, device)
+        target = clip_target(sample, padded_size, device, num_classes)
         clip_targets.append(target)
         frame_targets.extend(frames_of(target))
     return frame_targets, clip_targets
 
 
-def clip_target(sample: dict[str, Any], padded_size: tuple[int, int], device: torch.device) -> dict[str, Any]:
+def clip_target(
+    sample: dict[str, Any], padded_size: tuple[int, int], device: torch.device, num_classes: int | None = None
+) -> dict[str, Any]:
     """Build the target of one clip; see `prepare_targets`."""
     instances = sample["instances"]
     name = sample_name(sample)
     masks = stack_masks(instances, padded_size, device, name)
     ids = valid_ids(torch.stack([frame.gt_ids for frame in instances], dim=1).to(device), masks)
-    labels = first_known_class([frame.gt_classes for frame in instances]).to(device)
-
     kept = (ids != ABSENT).any(dim=1)  # (N,)
-    labels, ids, masks = labels[kept], ids[kept], masks[kept]
-    if (labels < 0).any():
-        raise ValueError(
-            f"{name}: an instance has an id in some frame but no class in any frame (gt_classes is -1 everywhere). "
-            "The data mapper must give ids only to instances with a class."
-        )
+    labels = first_known_class([frame.gt_classes for frame in instances])[kept.cpu()]
+    check_classes(labels, num_classes, name)
+    labels, ids, masks = labels.to(device), ids[kept], masks[kept]
     return {
         "labels": labels,
         "ids": shift_ids(ids),
@@ -115,6 +113,20 @@ def first_known_class(classes: list[Tensor]) -> Tensor:
     for later in classes[1:]:
         labels = torch.where(labels == ABSENT, later, labels)
     return labels
+
+
+def check_classes(labels: Tensor, num_classes: int | None, name: str) -> None:
+    """Raise ValueError unless every class is in [0, num_classes); on a GPU it would only be noticed much later."""
+    if (labels < 0).any():
+        raise ValueError(
+            f"{name}: an instance has an id in some frame but no class in any frame (gt_classes is -1 everywhere). "
+            "The data mapper must give ids only to instances with a class."
+        )
+    if num_classes is not None and (labels >= num_classes).any():
+        raise ValueError(
+            f"{name}: class {int(labels.max())} does not exist, MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}; "
+            "set it to the number of categories of the training set."
+        )
 
 
 def shift_ids(ids: Tensor) -> Tensor:

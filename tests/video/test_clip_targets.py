@@ -84,3 +84,8 @@ def test_an_object_with_an_id_but_no_class_is_refused():
     sample["video_id"] = 12
     with pytest.raises(ValueError, match=r"video 12.*no class in any frame"):
         prepare_targets([sample], (96, 128), CPU)
+
+
+def test_a_class_that_the_model_does_not_have_is_refused():
+    with pytest.raises(ValueError, match=r"class 12 does not exist, MODEL.SEM_SEG_HEAD.NUM_CLASSES is 12"):
+        prepare_targets([training_sample(clip) for clip in clips(3)], (96, 128), CPU, num_classes=12)

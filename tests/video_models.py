@@ -1,0 +1,63 @@
+"""Models for the tests of video methods: published configurations with deterministic weights, and a small one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from golden_fill import fill_
+from helpers import CONFIGS
+from torch import nn
+
+import lbvq.modeling  # noqa: F401  # registers the methods
+from lbvq.config import get_cfg
+from mask2former.registry import build_model
+
+
+def load_cfg(config_file: str, **changes: Any) -> Any:
+    """Configuration of a YAML file in `configs/` on the CPU; changes are `MODEL__LBVQ__KEY=value`."""
+    cfg = get_cfg()
+    cfg.merge_from_file(str(CONFIGS / config_file))
+    options = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
+    for name, value in changes.items():
+        options += [name.replace("__", "."), value]
+    cfg.merge_from_list(options)
+    return cfg
+
+
+def golden_model(config_file: str, **changes: Any) -> nn.Module:
+    """The model of a configuration with the deterministic weights that goldens were recorded with, in eval mode."""
+    return fill_(build_model(load_cfg(config_file, **changes))).eval()
+
+
+def small_cfg(**changes: Any) -> Any:
+    """LBVQ with ResNet-18 and narrow layers: the whole model in a fraction of a second."""
+    tiny = {
+        "MODEL__MASK_FORMER__NUM_OBJECT_QUERIES": 8,
+        "MODEL__LBVQ__NUM_OBJECT_QUERIES": 8,
+        "MODEL__MASK_FORMER__DEC_LAYERS": 4,
+        "MODEL__LBVQ__DEC_LAYERS": 2,
+        "MODEL__SEM_SEG_HEAD__TRANSFORMER_ENC_LAYERS": 1,
+        "MODEL__MASK_FORMER__TRAIN_NUM_POINTS": 112,
+        "MODEL__SEM_SEG_HEAD__NUM_CLASSES": 13,
+    }
+    return load_cfg("synthetic/lbvq_R18_tiny.yaml", **{**tiny, **changes})
+
+
+def small_model(**changes: Any) -> nn.Module:
+    """`small_cfg` with deterministic weights, in eval mode."""
+    return fill_(build_model(small_cfg(**changes))).eval()
+
+
+class LazyFrames:
+    """Frames that are decoded when indexed, as a video reader gives them; counts how often each was read."""
+
+    def __init__(self, frames: torch.Tensor) -> None:
+        self.frames, self.reads = frames, [0] * len(frames)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, t: int) -> torch.Tensor:
+        self.reads[t] += 1
+        return self.frames[t].clone()
