@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -132,14 +132,33 @@ def match_suffixes(model_shapes: Mapping[str, Shape], file_shapes: Mapping[str, 
 # -- text -------------------------------------------------------------------------------------------------------------
 
 
-def group_names(names: Iterable[str]) -> list[str]:
-    """One line per parent module, in order of first appearance: "conv.{weight, bias}", or "conv.weight" alone."""
+def absent_module(name: str, present: Iterable[str]) -> str | None:
+    """Return the module above `name`, at most two levels deep, that no name in `present` belongs to."""
+    parts = name.split(".")
+    modules = (".".join(parts[:depth]) for depth in (1, 2) if depth < len(parts))
+    return next((module for module in modules if not any(other.startswith(f"{module}.") for other in present)), None)
+
+
+def group_names(names: Iterable[str], present: Iterable[str] | None = None) -> list[str]:
+    """One line per parent module, in order of first appearance: "conv.{weight, bias}", or "conv.weight" alone.
+
+    With `present`, a module at most two levels deep of which nothing is in `present` takes a single line, if that
+    stands for more than two names.
+    """
+    names = list(names)
+    present = None if present is None else list(present)
+    whole = Counter() if present is None else Counter(absent_module(name, present) for name in names)
+    whole = {module: count for module, count in whole.items() if module and count > 2}
     leaves: dict[str, list[str]] = {}
     for name in names:
+        module = next((module for module in whole if name.startswith(f"{module}.")), None)
         parent, _, leaf = name.rpartition(".")
-        leaves.setdefault(parent, []).append(leaf)
-    lines = []
-    for parent, names_below in leaves.items():
-        text = names_below[0] if len(names_below) == 1 else f"{{{', '.join(names_below)}}}"
-        lines.append(f"{parent}.{text}" if parent else text)
-    return lines
+        leaves.setdefault(module or parent, []).append(leaf)
+    return [_line(parent, below, parent in whole) for parent, below in leaves.items()]
+
+
+def _line(parent: str, leaves: list[str], whole: bool) -> str:
+    if whole:
+        return f"{parent}.* ({len(leaves)} tensors)"
+    text = leaves[0] if len(leaves) == 1 else f"{{{', '.join(leaves)}}}"
+    return f"{parent}.{text}" if parent else text

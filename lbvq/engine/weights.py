@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from .name_matching import (
+    absent_module,
     caffe2_to_ours,
     group_names,
     match_suffixes,
@@ -64,9 +65,13 @@ class LoadReport:
             lines += [f"  {name}: {file} in the file, {model} in the model" for name, file, model in self.mismatched]
         shapes = {name for name, _, _ in self.mismatched}
         missing = [name for name in self.missing if name not in shapes]
-        for title, names in (("Not in the file:", missing), ("Not in the model:", self.unexpected)):
+        loaded_or_seen = [*self.matched, *shapes]
+        for title, names, other in (
+            ("Not in the file:", missing, loaded_or_seen),
+            ("Not in the model:", self.unexpected, [*loaded_or_seen, *self.missing]),
+        ):
             if names:
-                lines += [title, *(f"  {line}" for line in group_names(names))]
+                lines += [title, *(f"  {line}" for line in group_names(names, other))]
         return "\n".join(lines)
 
 
@@ -207,7 +212,7 @@ def _refuse_missing(report: LoadReport, allow_missing: str | Callable[[str], boo
             f"{report.source} ({report.kind}) holds only a {top_level[0]} ({len(report.matched)} tensors); the model "
             f"also needs {', '.join(absent)}. For training that starts from it, pass allow_missing='new_modules'."
         )
-    lines = [f"  {line}" for line in group_names(name for name in refused if name not in shapes)]
+    lines = [f"  {line}" for line in group_names([name for name in refused if name not in shapes], in_file)]
     lines += [shapes[name] for name in refused if name in shapes]
     raise ValueError(
         f"{report.source} ({report.kind}) lacks {len(refused)} tensors of the model:\n" + "\n".join(lines) + "\n"
@@ -226,8 +231,7 @@ def _may_be_missing(name: str, in_file: Iterable[str], allow_missing: str | Call
         return True
     if allow_missing == "classifier":
         return False
-    ancestors = (".".join(parts[:depth]) + "." for depth in (1, 2) if depth < len(parts))
-    return any(not any(other.startswith(ancestor) for other in in_file) for ancestor in ancestors)
+    return absent_module(name, in_file) is not None
 
 
 def _some(names: list[str]) -> str:

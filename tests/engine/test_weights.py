@@ -94,6 +94,13 @@ def test_names_are_grouped_by_parent():
     assert group_names([]) == []
 
 
+def test_a_module_that_is_absent_as_a_whole_takes_one_line():
+    names = ["a.b.c.weight", "a.b.c.bias", "a.b.d.weight", "e.f.weight", "e.f.bias"]
+    assert group_names(names, ["a.x.weight"]) == ["a.b.* (3 tensors)", "e.f.{weight, bias}"]
+    assert group_names(names, ["a.b.z", "e.f.z"]) == ["a.b.c.{weight, bias}", "a.b.d.weight", "e.f.{weight, bias}"]
+    assert group_names(names, [])[0] == "a.* (3 tensors)"
+
+
 # -- loading ----------------------------------------------------------------------------------------------------------
 
 
