@@ -7,6 +7,7 @@ position of the stride inside a bottleneck, and a res5 that dilates instead of h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -138,20 +139,17 @@ class ResNet(Backbone):
             dilation = res5_dilation if name == "res5" else 1
             first_stride = 1 if idx == 0 or dilation == 2 else 2
             out_channels = res2_out_channels * 2**idx
-            options: dict[str, Any] = {"norm": norm}
-            if not is_basic:
+            if is_basic:
+                block = partial(BasicBlock, norm=norm)
+            else:
                 inner_channels = num_groups * width_per_group * 2**idx
-                options.update(
-                    inner_channels=inner_channels, num_groups=num_groups, stride_in_1x1=stride_in_1x1, dilation=dilation
-                )
-            block_class = BasicBlock if is_basic else BottleneckBlock
-            blocks = []
-            for block_idx in range(BLOCKS_PER_STAGE[depth][idx]):
-                block_stride = first_stride if block_idx == 0 else 1
-                blocks.append(block_class(channels, out_channels, stride=block_stride, **options))
-                channels = out_channels
-            self.add_module(name, nn.Sequential(*blocks))
-            stride *= first_stride
+                block = partial(BottleneckBlock, inner_channels=inner_channels, norm=norm, num_groups=num_groups)
+                block = partial(block, stride_in_1x1=stride_in_1x1, dilation=dilation)
+            first = block(channels, out_channels, stride=first_stride)
+            num_others = BLOCKS_PER_STAGE[depth][idx] - 1
+            others = [block(out_channels, out_channels, stride=1) for _ in range(num_others)]
+            self.add_module(name, nn.Sequential(first, *others))
+            channels, stride = out_channels, stride * first_stride
             self._out_feature_channels[name] = out_channels
             self._out_feature_strides[name] = stride
         self._out_features = [name for name in ("stem", *self.stage_names) if name in out_features]

@@ -236,7 +236,7 @@ class D2SwinTransformer(Backbone):
         qk_scale: float | None = None,
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.2,
+        drop_path_rate: float = 0.3,
         ape: bool = False,
         patch_norm: bool = True,
         out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),

@@ -25,19 +25,19 @@ class FoldingBasicBlock(WithFolds, tv_resnet.BasicBlock):
     """torchvision's block with folded normalisation at inference."""
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.folds.apply(self.conv1, self.bn1, x))
+        out = F.relu_(self.folds.apply(self.conv1, self.bn1, x))
         out = self.folds.apply(self.conv2, self.bn2, out)
-        return F.relu(out + _shortcut(self, x))
+        return F.relu_(out + _shortcut(self, x))
 
 
 class FoldingBottleneck(WithFolds, tv_resnet.Bottleneck):
     """torchvision's bottleneck with folded normalisation at inference."""
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.folds.apply(self.conv1, self.bn1, x))
-        out = F.relu(self.folds.apply(self.conv2, self.bn2, out))
+        out = F.relu_(self.folds.apply(self.conv1, self.bn1, x))
+        out = F.relu_(self.folds.apply(self.conv2, self.bn2, out))
         out = self.folds.apply(self.conv3, self.bn3, out)
-        return F.relu(out + _shortcut(self, x))
+        return F.relu_(out + _shortcut(self, x))
 
 
 # timm's name -> block, blocks per stage, further arguments
@@ -61,7 +61,7 @@ class ResNetBase(WithFolds, tv_resnet.ResNet):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> maps at strides 4, 8, 16, 32."""
-        x = self.maxpool(F.relu(self.folds.apply(self.conv1, self.bn1, images)))
+        x = self.maxpool(F.relu_(self.folds.apply(self.conv1, self.bn1, images)))
         outputs = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = stage(x)

@@ -191,6 +191,23 @@ def test_folding_works_on_weights_made_in_inference_mode():
     torch.testing.assert_close(inside.clone(), outputs_of(small().eval()), atol=1e-5, rtol=1e-5)
 
 
+def test_weights_folded_in_inference_mode_serve_later_calls_too():
+    model = small().eval()
+    with torch.inference_mode():
+        model(recorded_input())
+    torch.testing.assert_close(outputs_of(model), outputs_of(small().eval()))
+    model(recorded_input())["res5"].sum().backward()
+    assert model.res2[0].conv1.weight.grad is not None
+
+
+def test_compilers_see_one_graph_and_no_cache():
+    model = small().eval()
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="eager", fullgraph=True)(recorded_input())["res5"]
+    assert not model.stem.conv1.folds._entries
+    torch.testing.assert_close(compiled, outputs_of(model), atol=2e-5, rtol=1e-5)
+
+
 def test_a_convolution_bias_is_folded_too():
     conv, norm = nn.Conv2d(2, 3, 1), fill_(nn.BatchNorm2d(3)).eval()
     x = torch.randn(1, 2, 4, 5, generator=torch.Generator().manual_seed(0))
