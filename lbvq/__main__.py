@@ -36,11 +36,11 @@ def list_models(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> in
 
     parser.add_argument("text", nargs="?", default="", help="show only names that contain it")
     text = parser.parse_args(arguments).text
-    print(f"{'published model':34}{'data set':17}{'published scores':32}configuration")
+    print(f"{'published model':34}{'data set':17}{'published scores':36}configuration")
     for model in (model for model in MODELS.values() if text in model.name):
         scores = " ".join(f"{metric} {value:g}" for metric, value in list(model.scores.items())[:3])
         config = model.config if (configs_folder() / model.config).is_file() else "not in this version"
-        print(f"{model.name:34}{model.dataset:17}{scores:32}{config}")
+        print(f"{model.name:34}{model.dataset:17}{scores:36}{config}")
     print("\nconfiguration files")
     for name in (name for name in list_configs() if text in name):
         print(f"  {name}")

@@ -10,6 +10,8 @@ from hypothesis.extra import numpy as hnp
 
 from lbvq import rle
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside pycocotools
+
 small_masks = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=24).flatmap(
     lambda shape: hnp.arrays(bool, shape, elements=st.booleans(), fill=st.booleans())
 )
@@ -122,6 +124,19 @@ def test_encode_many_of_noise_blobs_and_nothing_equals_one_by_one():
     assert rle.encode_many(masks.astype(np.uint8) * 255) == rle.encode_many(masks)
     assert rle.encode_many(masks[:0]) == []
     assert np.array_equal(rle.decode_many([*rle.encode_many(masks), None], (37, 53))[:3], masks)
+
+
+def test_the_form_of_encoding_for_other_devices_writes_the_same_strings():
+    masks = np.random.default_rng(4).random((3, 17, 23)) > 0.5
+    masks[1] = False
+    assert rle._encode_chunk(torch.from_numpy(masks)) == rle._encode_chunk(masks)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_masks_on_a_gpu_are_encoded_like_those_on_the_cpu():
+    masks = torch.from_numpy(np.random.default_rng(4).random((3, 17, 23)) > 0.5)
+    assert rle.encode_many(masks.cuda()) == rle.encode_many(masks)
 
 
 def test_encode_many_does_not_depend_on_its_chunks(monkeypatch):
