@@ -24,6 +24,7 @@ from lbvq.zoo import MODELS
 
 UNTRAINED_OBJECTS = 5  # shown of an untrained network, whose scores mean nothing
 BAD_INPUT = 2  # exit code
+MAX_FRAME_RATE = 1000.0  # of what is written; files with broken clocks claim more
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +61,12 @@ def run(args: argparse.Namespace) -> int:
         videos = group_inputs(args.input)
         outputs = plan_outputs(args.output, videos, args.overwrite, args.fps)
         frames = [read_video(video, allow_truncated=args.allow_truncated) for video in videos]
-        lengths = [len(each) for each in frames]  # a damaged file is found here, before the network is built
+        for each in frames:  # a damaged file is found here, before the network is built
+            print(f"{each.name}: {len(each)} frames of {each.size[1]} x {each.size[0]} pixels")
         predictor = build_predictor(args)
         entries: list[dict] = []
         for video_id, (each, paths) in enumerate(zip(frames, outputs, strict=True), start=1):
-            print(f"{each.name}: {lengths[video_id - 1]} frames of {each.size[1]} x {each.size[0]} pixels")
+            print(f"segmenting {each.name}")
             prediction = segment(predictor, each)
             shown = choose_objects(prediction, args.score_threshold, predictor.is_trained)
             entries += _result_entries(shown, video_id, each.name)
@@ -155,12 +157,10 @@ def choose_objects(prediction: VideoPrediction, threshold: float, is_trained: bo
         print(f"The network is UNTRAINED: showing its first {len(shown)} masks, which are noise, not objects.")
         return shown
     shown = prediction.keep(threshold)
-    best = (
-        f"; the best has {prediction.scores[0]:.2f}, see --score-threshold"
-        if len(prediction) and not len(shown)
-        else ""
+    hint = (
+        f"; the best has {prediction.scores[0]:.2f}, see --score-threshold" if len(prediction) > len(shown) == 0 else ""
     )
-    print(f"{len(shown)} of {len(prediction)} objects have a score of at least {threshold:g}{best}")
+    print(f"{len(shown)} of {len(prediction)} objects have a score of at least {threshold:g}{hint}")
     return shown
 
 
@@ -169,7 +169,7 @@ def write_drawn(frames: VideoFrames, shown: VideoPrediction, paths: Sequence[Pat
     if not paths:
         return
     times = None if args.fps else _uneven_times(frames)
-    rate = args.fps or frames.frame_rate
+    rate = args.fps or (frames.frame_rate and min(frames.frame_rate, MAX_FRAME_RATE))
     with ExitStack() as stack:
         options = {"frame_suffix": f".{args.frame_format}", "overwrite": args.overwrite}
         writers = [stack.enter_context(open_writer(path, rate, **options)) for path in paths]
@@ -206,7 +206,7 @@ def _in_order(frames: VideoFrames) -> Iterator[np.ndarray]:
 def _uneven_times(frames: VideoFrames) -> np.ndarray | None:
     """Times of the frames where they differ from a steady rate by more than a millisecond, else None."""
     times = frames.timestamps
-    if times is None or len(times) < 3:
+    if times is None or len(times) < 3 or np.diff(times).min() < 1 / MAX_FRAME_RATE:
         return None
     steady = np.linspace(times[0], times[-1], len(times))
     return times if np.abs(times - steady).max() > 1e-3 else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,16 +31,24 @@ logger = logging.getLogger(__name__)
 
 
 def check_output(path: str | os.PathLike, inputs: Iterable[str | os.PathLike] = (), overwrite: bool = False) -> Path:
-    """Raise unless `path` may be written: it is none of `inputs`, holds none of them, and is new or may be replaced."""
+    """Raise unless `path` may be written.
+
+    It must be none of `inputs` and hold none of them, and it must be new, or with `overwrite` a file or a folder of
+    numbered frames. A folder that holds anything else is never replaced.
+    """
     path = Path(path)
     target = path.resolve()
     for item in inputs:
         source = Path(item).resolve()
         if source == target or target in source.parents or (source.is_dir() and source in target.parents):
             raise ValueError(f"the output {path} would overwrite or mix with the input {item}; choose another name")
-    if path.is_dir() and any(path.iterdir()) and path.suffix:
-        raise FileExistsError(f"{path} is a folder that is not empty")
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())) and not overwrite:
+    content = list(path.iterdir()) if path.is_dir() else []
+    if path.suffix and path.is_dir():
+        raise FileExistsError(f"{path} is a folder; choose another name")
+    strange = [item for item in content if not re.fullmatch(r"\d{5,}\.(jpg|png)", item.name)]
+    if strange:  # replacing the folder would delete them
+        raise FileExistsError(f"the folder {path} holds more than numbered frames, such as {strange[0].name}")
+    if (content or path.is_file()) and not overwrite:
         raise FileExistsError(f"{path} exists already; pass overwrite (--overwrite in the demo) to replace it")
     return path
 

@@ -126,6 +126,20 @@ def test_no_frame_is_an_error_and_leaves_nothing(tmp_path, target):
     assert names_in(tmp_path) == []
 
 
+def test_a_folder_with_other_files_is_never_replaced(tmp_path):
+    write_video(tmp_path / "frames", smooth_frames(2))
+    (tmp_path / "frames" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"more than numbered frames, such as notes\.txt"):
+        write_video(tmp_path / "frames", smooth_frames(2), overwrite=True)
+    assert (tmp_path / "frames" / "notes.txt").read_text() == "mine"
+    (tmp_path / "a.mp4").mkdir()
+    with pytest.raises(FileExistsError, match="is a folder"):
+        write_video(tmp_path / "a.mp4", smooth_frames(2), overwrite=True)
+    (tmp_path / "empty").mkdir()
+    write_video(tmp_path / "empty", smooth_frames(2))
+    assert len(read_video(tmp_path / "empty")) == 2
+
+
 def test_inputs_are_never_outputs(tmp_path):
     write_video(tmp_path / "a.mp4", smooth_frames(1))
     write_video(tmp_path / "frames", smooth_frames(1))
