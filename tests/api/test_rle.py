@@ -136,7 +136,7 @@ def test_the_form_of_encoding_for_other_devices_writes_the_same_strings():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_masks_on_a_gpu_are_encoded_like_those_on_the_cpu():
     masks = torch.from_numpy(np.random.default_rng(4).random((3, 17, 23)) > 0.5)
-    assert rle.encode_many(masks.cuda()) == rle.encode_many(masks)
+    assert rle.encode_many(masks.to("cuda")) == rle.encode_many(masks)
 
 
 def test_encode_many_does_not_depend_on_its_chunks(monkeypatch):
