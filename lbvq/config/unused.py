@@ -19,6 +19,7 @@ _PUBLISHED = "the published code does not read it either"
 UNUSED_KEYS: dict[str, tuple[str, tuple]] = {  # key: (reason, quiet values besides the default)
     "VIS_PERIOD": ("training images are not drawn", ()),
     "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": ("it belongs to semantic segmentation", ()),
+    "INPUT.SIZE_DIVISIBILITY": ("the model pads its input, see MODEL.MASK_FORMER.SIZE_DIVISIBILITY", ()),
     "INPUT.MASK_FORMAT": ("masks are always bitmaps", ("bitmask",)),
     "DATASETS.PROPOSAL_FILES_TRAIN": (_PROPOSALS, ()),
     "DATASETS.PROPOSAL_FILES_TEST": (_PROPOSALS, ()),
@@ -27,7 +28,6 @@ UNUSED_KEYS: dict[str, tuple[str, tuple]] = {  # key: (reason, quiet values besi
     "MODEL.KEYPOINT_ON": (_BOXES, ()),
     "MODEL.LOAD_PROPOSALS": (_PROPOSALS, ()),
     "MODEL.MASK_ON": ("every model here predicts masks", (True,)),
-    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": ("deformable ResNet blocks are not supported", ()),
     "MODEL.RESNETS.DEFORM_MODULATED": ("deformable ResNet blocks are not supported", ()),
     "MODEL.RESNETS.DEFORM_NUM_GROUPS": ("deformable ResNet blocks are not supported", ()),
     "MODEL.RESNETS.RES4_DILATION": (_DEEPLAB, ()),
