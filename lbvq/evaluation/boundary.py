@@ -1,0 +1,171 @@
+"""Overlap of the boundaries of mask tubes (Tube-Boundary AP of HQ-YTVIS; Ke et al., ECCV 2022).
+
+The boundary of a mask is what an erosion by d pixels in the chessboard metric removes; outside the image counts as
+background. It is computed on columns of 64-bit words: shrinking runs erodes down the columns, and a few bitwise ANDs of
+shifted columns erode across them, whatever d is.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from lbvq.evaluation.overlap import TubeRuns, divide
+
+DILATION_RATIO = 0.02
+_MAX_GATHERED_WORDS = 1 << 21  # of both masks of the pairs that are compared at once
+
+
+def boundary_width(size_hw: tuple[int, int], dilation_ratio: float = DILATION_RATIO) -> int:
+    """Width d of the boundary in pixels, at least 1: a share of the image's diagonal."""
+    height, width = size_hw
+    return max(1, round(dilation_ratio * math.sqrt(height * height + width * width)))
+
+
+class BoundaryTubes:
+    """Boundaries of N tubes as bits: every frame keeps the columns between its object's leftmost and rightmost pixel.
+
+    Attributes:
+        words: (columns of all frames, words per column) uint64; bit r of a column is pixel row r.
+        first: (N, T) row of `words` with the first column of each frame.
+        left: (N, T) its position in the image.
+        width: (N, T) number of columns, 0 for frames without the object.
+        areas: (N, T) boundary pixels.
+    """
+
+    def __init__(self, tubes: TubeRuns, index: np.ndarray, dilation_ratio: float = DILATION_RATIO) -> None:
+        """Find the boundaries of the tubes at (N,) `index`."""
+        height, image_width = tubes.size_hw
+        num_frames = tubes.areas.shape[1]
+        radius = boundary_width(tubes.size_hw, dilation_ratio)
+        start, end, column, tube = _column_runs(tubes, index)
+        frame, x = np.divmod(column, image_width)
+        block = tube * num_frames + frame
+        opening = np.flatnonzero(np.diff(block, prepend=-1))
+        closing = np.flatnonzero(np.diff(block, append=-1))
+        self.left = np.zeros(len(index) * num_frames, np.int64)
+        self.width = np.zeros(len(index) * num_frames, np.int64)
+        self.left[block[opening]] = x[opening]
+        self.width[block[opening]] = x[closing] - x[opening] + 1
+        # An empty column after each frame keeps the frames apart, `2 * radius` at the end give the last one room.
+        stops = np.cumsum(self.width + (self.width > 0))
+        self.first = stops - self.width - (self.width > 0)
+        slot = self.first[block] + x - self.left[block]
+        shape = (int(stops[-1]) + 2 * radius if len(stops) else 0, height // 64 + 1)
+        mask = _paint(slot, start, end, shape)
+        kept = end - start > 2 * radius
+        inner = _paint(slot[kept], start[kept] + radius, end[kept] - radius, shape)
+        self.words = mask ^ _erode_across(inner, radius)
+        self._count(stops, (len(index), num_frames))
+
+    def _count(self, stops: np.ndarray, shape: tuple[int, int]) -> None:
+        pixels = np.concatenate(([0], np.cumsum(count_bits(self.words).sum(1, dtype=np.int64))))
+        self.areas = (pixels[stops] - pixels[self.first]).reshape(shape)
+        self.first, self.left, self.width = (each.reshape(shape) for each in (self.first, self.left, self.width))
+
+
+def boundary_iou(
+    detections: BoundaryTubes, tracks: BoundaryTubes, pairs: np.ndarray, common_frames: np.ndarray
+) -> np.ndarray:
+    """IoU of the boundaries of pairs of tubes, pooled over all frames.
+
+    Args:
+        pairs: (P, 2) index of detection and track.
+        common_frames: (P,) number of frames that both have; later frames do not count.
+
+    Returns:
+        (P,) IoU, 0 for empty unions.
+    """
+    num_frames = min(detections.areas.shape[1], tracks.areas.shape[1])
+    counted = np.arange(num_frames) < common_frames[:, None]
+    area = detections.areas[pairs[:, 0], :num_frames] + tracks.areas[pairs[:, 1], :num_frames]
+    total = np.where(counted, area, 0).sum(1)
+    intersection = np.zeros(len(pairs), np.int64)
+    per_step = max(1, _MAX_GATHERED_WORDS // max(1, int(tracks.width.sum(1).max(initial=1)) * tracks.words.shape[1]))
+    for step in range(0, len(pairs), per_step):
+        part = slice(step, step + per_step)
+        intersection[part] = _intersect(detections, tracks, pairs[part], counted[part])
+    return divide(intersection, total - intersection)
+
+
+def _intersect(detections: BoundaryTubes, tracks: BoundaryTubes, pairs: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """(P,) pixels in both boundaries, from the columns that both masks of a frame keep."""
+    num_frames = counted.shape[1]
+    d, g = ((side, pairs[:, i], slice(num_frames)) for i, side in enumerate((detections, tracks)))
+    left_d, left_g = (side.left[rows, frames] for side, rows, frames in (d, g))
+    right = np.minimum(*((side.left + side.width)[rows, frames] for side, rows, frames in (d, g)))
+    left = np.maximum(left_d, left_g)
+    num_columns = np.where(counted, np.maximum(right - left, 0), 0)
+    inside = _ranges(num_columns.ravel())
+    columns = []
+    for (side, rows, frames), own_left in zip((d, g), (left_d, left_g), strict=True):
+        begin = side.first[rows, frames] + left - own_left
+        columns.append(side.words[np.repeat(begin.ravel(), num_columns.ravel()) + inside])
+    pixels = count_bits(columns[0] & columns[1]).sum(1, dtype=np.int64)
+    pair = np.repeat(np.arange(len(pairs)), num_columns.sum(1))
+    return np.bincount(pair, weights=pixels, minlength=len(pairs)).astype(np.int64)
+
+
+def _ranges(lengths: np.ndarray) -> np.ndarray:
+    """Lengths [2, 0, 3] -> [0, 1, 0, 1, 2]."""
+    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
+def _column_runs(tubes: TubeRuns, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Runs of some tubes cut at column ends: start row, end row, column of the tube, which tube of `index`."""
+    height = tubes.size_hw[0]
+    num_rows = tubes.first[index + 1] - tubes.first[index]
+    rows = np.repeat(tubes.first[index], num_rows) + _ranges(num_rows)
+    bounds = tubes.bounds[rows].astype(np.int64)
+    tube = np.repeat(np.arange(len(index)), num_rows)
+    shown = bounds[:, 1] > bounds[:, 0]
+    bounds, tube = bounds[shown], tube[shown]
+    # Runs that touch are one run; a file may cut them anywhere.
+    touching = (bounds[1:, 0] == bounds[:-1, 1]) & (tube[1:] == tube[:-1])
+    start = bounds[np.concatenate((np.ones(len(bounds[:1]), bool), ~touching)), 0]
+    closing = np.concatenate((~touching, np.ones(len(bounds[:1]), bool)))
+    end, tube = bounds[closing, 1], tube[closing]
+    column = start // height
+    num_columns = (end - 1) // height - column + 1
+    if (num_columns > 1).any():
+        start, end, tube, column = (np.repeat(each, num_columns) for each in (start, end, tube, column))
+        column += _ranges(num_columns)
+    top = column * height
+    return np.maximum(start - top, 0), np.minimum(end - top, height), column, tube
+
+
+def _paint(slot: np.ndarray, start: np.ndarray, end: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Set bits start..end - 1 of column `slot` for every run; runs of a column neither touch nor overlap."""
+    words = np.zeros(shape, np.uint64)
+    one = np.uint64(1)
+    for edge in (start, end):  # at first only where the bits change
+        np.add.at(words.reshape(-1), slot * shape[1] + (edge >> 6), one << (edge & 63).astype(np.uint64))
+    for step in (1, 2, 4, 8, 16, 32):  # bit r becomes the parity of the changes up to r
+        words ^= words << np.uint64(step)
+    for word in range(1, shape[1]):
+        words[:, word] ^= np.uint64(0) - (words[:, word - 1] >> np.uint64(63))
+    return words
+
+
+def _erode_across(words: np.ndarray, radius: int) -> np.ndarray:
+    """AND of every column with its `radius` neighbours on both sides, in a logarithmic number of steps."""
+    window, covered = 2 * radius + 1, 1
+    while covered < window:
+        step = min(covered, window - covered)
+        words[: len(words) - step] &= words[step:].copy()
+        words[len(words) - step :] = 0
+        covered += step
+    eroded = np.zeros_like(words)  # so far a column holds the AND of itself and those to its right
+    eroded[radius:] = words[: len(words) - radius]
+    return eroded
+
+
+def count_bits(words: np.ndarray) -> np.ndarray:
+    """Number of set bits of every uint64."""
+    if hasattr(np, "bitwise_count"):
+        return np.bitwise_count(words)
+    return _BITS_OF_BYTE[words[..., None].view(np.uint8)].sum(-1, dtype=np.uint8)  # numpy 1
+
+
+_BITS_OF_BYTE = np.array([value.bit_count() for value in range(256)], np.uint8)

@@ -1,0 +1,244 @@
+"""Average precision of mask tubes: the metric of YouTube-VIS, OVIS, HQ-YTVIS, LV-VIS and BURST in one class.
+
+    ap = TubeAP("valid.json")
+    ap.update("results.json")          # or any number of lists of results, in any order
+    print(ap.compute().summary())
+
+Masks are decoded video by video and forgotten; what stays is a few numbers per detection. So instances that saw
+different videos, in different processes, can be merged exactly.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lbvq.evaluation.accumulate import accumulate
+from lbvq.evaluation.annotations import Detection, GroundTruth, Track, Video, read_predictions
+from lbvq.evaluation.boundary import BoundaryTubes, boundary_iou
+from lbvq.evaluation.overlap import TubeRuns, tube_iou
+from lbvq.evaluation.tube_ap_result import TubeApResult
+from lbvq.evaluation.tube_ap_settings import TubeApSettings
+
+_FRAMES_AT_ONCE = 2048  # masks that are decoded together
+_PART_TYPES = {  # what is kept of each detection, and of each pair of detection and track
+    "order": np.int64,
+    "video": np.int64,
+    "category": np.int64,
+    "score": np.float64,
+    "area": np.float64,
+    "pair_detection": np.int64,
+    "pair_track": np.int64,
+    "pair_iou": np.float64,
+}
+
+
+class TubeAP:
+    """Collect predictions and compute tube AP."""
+
+    def __init__(
+        self,
+        ground_truth: GroundTruth | str | Path | Mapping[str, Any],
+        settings: TubeApSettings | None = None,
+        **changes: Any,
+    ) -> None:
+        """Prepare for one data set.
+
+        Args:
+            ground_truth: `GroundTruth`, or what it can be made of: a path or the content of an annotation file.
+            settings: by default those of YouTube-VIS; `changes` replace single ones.
+        """
+        self.ground_truth = ground_truth if isinstance(ground_truth, GroundTruth) else GroundTruth(ground_truth)
+        self.settings = replace(settings or TubeApSettings(), **changes)
+        self._tracks_of: dict[int, list[int]] = defaultdict(list)  # video id -> positions in ground_truth.tracks
+        for index, track in enumerate(self.ground_truth.tracks):
+            self._check_length(self.ground_truth.videos[track.video_id], len(track.masks), self._name_track(index))
+            self._tracks_of[track.video_id].append(index)
+        self._smallest_iou = min(self.settings.iou_thresholds[0], 1 - 1e-10)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all predictions."""
+        self._parts: list[dict[str, np.ndarray]] = []
+        self._num_detections = 0
+        self._track_areas: dict[int, float] = {}
+
+    def update(self, predictions: str | Path | Iterable[Mapping[str, Any]], name: str = "predictions") -> TubeAP:
+        """Add predictions: a results file, or a list in its form. Masks are checked, compared and forgotten.
+
+        Args:
+            predictions: [{"video_id", "category_id", "score", "segmentations": [mask or None per frame]}].
+            name: of a list, for messages.
+        """
+        detections = read_predictions(predictions, self.ground_truth, name)
+        source = str(predictions) if isinstance(predictions, (str, Path)) else name
+        by_video: dict[int, list[int]] = defaultdict(list)
+        for index, detection in enumerate(detections):
+            video = self.ground_truth.videos[detection.video_id]
+            self._check_length(video, len(detection.masks), f"{source}: detection {detection.index} (video {video.id})")
+            by_video[video.id].append(index)
+        for video_ids in self._batches({video: len(members) for video, members in by_video.items()}):
+            members = [index for video in video_ids for index in by_video[video]]
+            self._add([detections[index] for index in members], np.array(members), video_ids, source)
+        self._num_detections += len(detections)
+        return self
+
+    def merge(self, other: TubeAP | Mapping[str, Any]) -> TubeAP:
+        """Add what another instance (or its `state()`), with the same ground truth and settings, has collected."""
+        state = other.state() if isinstance(other, TubeAP) else other
+        if state["ground_truth"] != self._fingerprint():
+            raise ValueError(
+                f"cannot merge: this instance has {self._fingerprint()} and the other {state['ground_truth']} "
+                "(videos, categories, tracks of the ground truth, settings)"
+            )
+        for part in state["parts"]:
+            self._parts.append({**part, "order": part["order"] + self._num_detections})
+        self._num_detections += state["num_detections"]
+        self._track_areas.update(state["track_areas"])
+        return self
+
+    def state(self) -> dict[str, Any]:
+        """What `merge` needs: numbers only, a few dozen bytes per detection, to be sent between processes."""
+        return {
+            "ground_truth": self._fingerprint(),
+            "num_detections": self._num_detections,
+            "parts": list(self._parts),
+            "track_areas": dict(self._track_areas),
+        }
+
+    def _fingerprint(self) -> tuple[Any, ...]:
+        truth = self.ground_truth
+        return len(truth.videos), len(truth.categories), len(truth.tracks), repr(self.settings)
+
+    def _name_track(self, index: int) -> str:
+        track = self.ground_truth.tracks[index]
+        return f"{self.ground_truth.name}: video {track.video_id}, annotation {track.id}"
+
+    def _check_length(self, video: Video, length: int, where: str) -> None:
+        if video.length is None:
+            video.length = length
+        if length != video.length and not self.settings.different_lengths:
+            raise ValueError(f"{where}: expected {video.length} segmentations, one per frame, got {length}")
+
+    def _batches(self, num_detections: Mapping[int, int]) -> Iterator[list[int]]:
+        """Cut the videos into batches of one frame size and a bounded number of masks."""
+        videos = [self.ground_truth.videos[video_id] for video_id in num_detections]
+        batch: list[Video] = []
+        num_masks = 0
+        for video in sorted(videos, key=lambda video: (video.size or (0, 0), video.id)):
+            if batch and (video.size != batch[0].size or num_masks > _FRAMES_AT_ONCE):
+                yield [each.id for each in batch]
+                batch, num_masks = [], 0
+            batch.append(video)
+            num_masks += num_detections[video.id] * (video.length or 0)
+        if batch:
+            yield [each.id for each in batch]
+
+    def _add(self, detections: list[Detection], order: np.ndarray, video_ids: list[int], source: str) -> None:
+        """Compare the detections of some videos of one frame size with their tracks and keep the numbers."""
+        truth = self.ground_truth
+        track_index = np.array([index for video_id in video_ids for index in self._tracks_of.get(video_id, ())], int)
+        tracks = [truth.tracks[index] for index in track_index]
+        size = truth.videos[video_ids[0]].size or (1, 1)  # without any mask the size does not matter
+
+        def where_detection(index: int, frame: int) -> str:
+            detection = detections[index]
+            return f"{source}: detection {detection.index} (video {detection.video_id}), frame {frame}"
+
+        def where_track(index: int, frame: int) -> str:
+            return f"{self._name_track(int(track_index[index]))}, frame {frame}"
+
+        found = TubeRuns([detection.masks for detection in detections], size, where_detection)
+        wanted = TubeRuns([track.masks for track in tracks], size, where_track)
+        pairs = self._pairs(detections, tracks)
+        kept, iou = tube_iou(found, wanted, pairs, at_least=self._smallest_iou)
+        pairs = pairs[kept]
+        if self.settings.boundary_ratio is not None:
+            edges = self._boundary_source(wanted, tracks, where_track)
+            is_crowd = np.array([track.is_crowd for track in tracks], bool)
+            pairs, iou = self._compare_boundaries(found, edges, is_crowd, pairs, iou)
+        areas = found.mean_areas()
+        if self.settings.areas == "none":
+            areas = np.zeros(len(detections))
+        for index, track, area in zip(track_index.tolist(), tracks, wanted.mean_areas().tolist(), strict=True):
+            if self.settings.areas == "masks" or track.area is None:
+                self._track_areas[index] = area
+        self._parts.append(
+            {
+                "order": order + self._num_detections,
+                "video": np.array([detection.video_id for detection in detections], np.int64),
+                "category": np.array([detection.category_id for detection in detections], np.int64),
+                "score": np.array([detection.score for detection in detections], np.float64),
+                "area": areas,
+                "pair_detection": pairs[:, 0],
+                "pair_track": track_index[pairs[:, 1]],
+                "pair_iou": iou,
+            }
+        )
+
+    def _pairs(self, detections: list[Detection], tracks: list[Track]) -> np.ndarray:
+        """(P, 2) index of detection and track of one video and, unless categories do not matter, one category."""
+        by_group: dict[tuple[int, int], list[int]] = defaultdict(list)
+        use_categories = self.settings.use_categories
+        for index, track in enumerate(tracks):
+            by_group[track.video_id, track.category_id if use_categories else 0].append(index)
+        pairs = [
+            (index, track)
+            for index, detection in enumerate(detections)
+            for track in by_group.get((detection.video_id, detection.category_id if use_categories else 0), ())
+        ]
+        return np.array(pairs, np.int64).reshape(-1, 2)
+
+    def _boundary_source(self, wanted: TubeRuns, tracks: list[Track], where: Any) -> TubeRuns:
+        """Tubes of the tracks whose boundary counts."""
+        if all(track.boundary_masks is None for track in tracks):
+            return wanted
+        masks = [track.masks if track.boundary_masks is None else track.boundary_masks for track in tracks]
+        return TubeRuns(masks, wanted.size_hw, where)
+
+    def _compare_boundaries(
+        self, found: TubeRuns, wanted: TubeRuns, is_crowd: np.ndarray, pairs: np.ndarray, iou: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Lower the IoU of each pair to that of the boundaries, for tracks that are not crowd, and drop small ones."""
+        compared = np.flatnonzero(~is_crowd[pairs[:, 1]])
+        detection_index, detection = np.unique(pairs[compared, 0], return_inverse=True)
+        track_index, track = np.unique(pairs[compared, 1], return_inverse=True)
+        ratio = self.settings.boundary_ratio
+        boundary = boundary_iou(
+            BoundaryTubes(found, detection_index, ratio),
+            BoundaryTubes(wanted, track_index, ratio),
+            np.stack((detection, track), axis=1),
+            np.minimum(found.lengths[pairs[compared, 0]], wanted.lengths[pairs[compared, 1]]),
+        )
+        iou[compared] = np.minimum(iou[compared], boundary)
+        enough = iou >= self._smallest_iou
+        return pairs[enough], iou[enough]
+
+    def compute(self) -> TubeApResult:
+        """Match everything collected so far and return the numbers; more may be added afterwards."""
+        self._measure_unseen_tracks()
+        empty = {key: np.zeros(0, dtype) for key, dtype in _PART_TYPES.items()}
+        collected = {key: np.concatenate([part[key] for part in [empty, *self._parts]]) for key in empty}
+        # The pairs of a part count its detections from 0.
+        shift = np.cumsum([0, *(len(part["order"]) for part in self._parts)])
+        pair_counts = [len(part["pair_iou"]) for part in self._parts]
+        collected["pair_detection"] += np.repeat(shift[:-1], pair_counts)
+        areas = [self._track_areas.get(index, track.area) for index, track in enumerate(self.ground_truth.tracks)]
+        return accumulate(self.ground_truth, self.settings, collected, np.array(areas, np.float64))
+
+    def _measure_unseen_tracks(self) -> None:
+        """Measure tracks without an area in the file whose videos have no detection so far."""
+        if self.settings.areas == "none":
+            self._track_areas = dict.fromkeys(range(len(self.ground_truth.tracks)), 0.0)
+        measure = self.settings.areas == "masks"
+        for index, track in enumerate(self.ground_truth.tracks):
+            if index not in self._track_areas and (measure or track.area is None):
+                size = self.ground_truth.videos[track.video_id].size or (1, 1)
+                name = self._name_track(index)
+                runs = TubeRuns([track.masks], size, lambda _, frame, name=name: f"{name}, frame {frame}")
+                self._track_areas[index] = float(runs.mean_areas()[0])
