@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .attention import attend
-from .linear import Linear, linear
+from .linear import Linear, linear, pointwise_conv
 
 
 class Conv2d(nn.Conv2d):
@@ -33,9 +33,11 @@ class Conv2d(nn.Conv2d):
         super().__init__(*args, **kwargs)
         self.norm = norm  # checkpoint name
         self.activation = activation
+        settings = (self.kernel_size, self.stride, self.padding, self.groups)
+        self._is_pointwise = settings == ((1, 1), (1, 1), (0, 0), 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = super().forward(x)
+        x = pointwise_conv(x, self.weight, self.bias) if self._is_pointwise else super().forward(x)
         if self.norm is not None:
             x = self.norm(x)
         return x if self.activation is None else self.activation(x)

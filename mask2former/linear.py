@@ -1,4 +1,4 @@
-"""Linear layers that use the faster of PyTorch's two CPU libraries at inference.
+"""Linear maps that use the faster of PyTorch's two CPU libraries at inference.
 
 PyTorch sends float32 products on the CPU to MKL, which runs at less than half of the possible speed on CPUs that are
 not Intel's. oneDNN, also part of PyTorch, is fast on all of them (240 against 105 GFLOP/s on one AMD Zen 5 core) and
@@ -37,6 +37,37 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
+
+
+def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: tuple[int, int] = (1, 1)) -> Tensor:
+    """Convolve 1 x 1: x (B, C_in, H, W) with weight (C_out, C_in, 1, 1) and bias (C_out,).
+
+    Returns:
+        (B, C_out, H / stride, W / stride), rounded up.
+    """
+    if not _can_use_onednn(x, weight, bias):
+        return F.conv2d(x, weight, bias, stride)
+    x = x[:, :, :: stride[0], :: stride[1]]
+    pixels = x.permute(0, 2, 3, 1).contiguous()  # no copy if x is channels_last; the result always is
+    return linear(pixels, weight.flatten(1), bias).permute(0, 3, 1, 2)
+
+
+def mask_logits(embeddings: Tensor, features: Tensor) -> Tensor:
+    """Multiply mask embeddings with the features of every pixel.
+
+    Args:
+        embeddings: (B, Q, C).
+        features: (B, C, H, W).
+
+    Returns:
+        (B, Q, H, W).
+    """
+    if _can_use_onednn(embeddings, features):
+        pixels = features.permute(0, 2, 3, 1).flatten(1, 2)  # (B, H*W, C)
+        masks = torch.stack([linear(*pair) for pair in zip(embeddings, pixels, strict=True)])
+    else:
+        masks = torch.bmm(embeddings, features.flatten(2))
+    return masks.unflatten(2, features.shape[-2:])
 
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

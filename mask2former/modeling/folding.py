@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import FrozenBatchNorm2d
+from ..linear import pointwise_conv
 
 
 class FoldCache:
@@ -96,4 +97,6 @@ def _fold(conv: nn.Conv2d, norm: nn.Module, dtype: torch.dtype) -> tuple[Tensor,
 
 
 def _convolve(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if (conv.kernel_size, conv.padding, conv.groups) == ((1, 1), (0, 0), 1):
+        return pointwise_conv(x, weight, bias, conv.stride)
     return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)

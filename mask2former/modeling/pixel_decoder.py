@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..layers import Conv2d, PositionEmbeddingSine, ShapeCache, c2_xavier_fill, get_norm
 from ..linear import Linear, linear
 from ..registry import SEM_SEG_HEADS_REGISTRY
+from ..resize import resize_bilinear
 from ..structures import ShapeSpec
 from .deform_attn import MSDeformAttn, Sizes
 
@@ -204,12 +205,12 @@ class MSDeformAttnPixelDecoder(nn.Module):
 
     def _refine(self, coarse: Tensor, feature: Tensor, number: int) -> Tensor:
         """Add a finer backbone feature to a map resized to its size, and smooth the sum."""
-        resized = F.interpolate(coarse, size=feature.shape[-2:], mode="bilinear", align_corners=False)
+        resized = resize_bilinear(coarse, tuple(feature.shape[-2:]))
         return getattr(self, f"layer_{number}")(getattr(self, f"adapter_{number}")(feature) + resized)
 
 
 def _input_projection(in_channels: int, conv_dim: int) -> nn.Sequential:
-    projection = nn.Sequential(nn.Conv2d(in_channels, conv_dim, kernel_size=1), nn.GroupNorm(32, conv_dim))
+    projection = nn.Sequential(Conv2d(in_channels, conv_dim, kernel_size=1), nn.GroupNorm(32, conv_dim))
     nn.init.xavier_uniform_(projection[0].weight)
     nn.init.zeros_(projection[0].bias)
     return projection
