@@ -87,7 +87,8 @@ def _open_vocabulary() -> Iterator[Row]:
     }
     for split, files in lvvis.items():
         images = (f"LVVIS/{split}/JPEGImages",)
-        yield Row(f"lvvis_{split}", "video", images, files, "lvvis", "lvvis", "", {"needs_boxes": False})
+        options = {"needs_boxes": False, "size_from_image": True}  # its files are not right about sizes everywhere
+        yield Row(f"lvvis_{split}", "video", images, files, "lvvis", "lvvis", "", options)
         if split != "train":
             frames = (f"LVVIS/{split}/image_{split}_instances.json",)
             yield Row(f"lvvis_oracle_{split}", "image", images, frames, "lvvis", "coco")

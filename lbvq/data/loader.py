@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -82,6 +83,9 @@ def seed_worker(worker_id: int) -> None:
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)
     cv2.setNumThreads(0)
+    signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # sent to all of a job, it is for the trainer, which saves and ends us
 
 
 def keep_list(samples: list[Sample]) -> list[Sample]:

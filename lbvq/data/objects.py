@@ -53,7 +53,7 @@ def _transform_mask(
     """Return the transformed mask (new_h, new_w) bool of a compressed mask or a list of polygons."""
     if isinstance(segmentation, dict):
         mask = decode(segmentation, size_hw, where)
-        return transforms.apply_mask(mask.astype(np.uint8)).astype(bool)
+        return transforms.apply_mask(mask).astype(bool, copy=False)
     polygons = []
     for points in segmentation:
         corners = np.asarray(points)

@@ -30,6 +30,19 @@ class Transform:
         """(H, W) uint8 -> the transformed mask."""
         return self.apply_image(mask)
 
+    def map_index(self, index: np.ndarray, axis: int) -> np.ndarray | None:
+        """Follow where each row (axis 0) or column (axis 1) of a mask comes from.
+
+        Args:
+            index: (H,) or (W,) int32, for each row or column of the mask before this transform where it came from.
+            axis: 0 or 1.
+
+        Returns:
+            The same for the mask after it, -1 for rows and columns that are new and empty; None when rows and columns
+            do not stay together.
+        """
+        return index
+
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         """(N, 2) x, y -> the same points in the transformed image."""
         return coords
@@ -71,6 +84,11 @@ class ResizeTransform(Transform):
         self._check(mask)
         return self._resize_uint8(mask, Image.Resampling.NEAREST)
 
+    def map_index(self, index: np.ndarray, axis: int) -> np.ndarray:
+        size = (1, self.new_h) if axis == 0 else (self.new_w, 1)  # Pillow's order: width, height
+        line = Image.fromarray(index[:, None] if axis == 0 else index[None, :])
+        return np.asarray(line.resize(size, Image.Resampling.NEAREST)).reshape(-1)
+
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         scaled = coords * np.array([self.new_w / self.w, self.new_h / self.h])
         return scaled.astype(coords.dtype)  # as published: whole numbers stay whole, cut off towards zero
@@ -96,6 +114,9 @@ class HFlipTransform(Transform):
     def apply_image(self, image: np.ndarray) -> np.ndarray:
         return np.flip(image, axis=1)
 
+    def map_index(self, index: np.ndarray, axis: int) -> np.ndarray:
+        return index[::-1] if axis == 1 else index
+
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         return np.stack([self.width - coords[:, 0], coords[:, 1]], axis=1)
 
@@ -108,6 +129,9 @@ class VFlipTransform(Transform):
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
         return np.flip(image, axis=0)
+
+    def map_index(self, index: np.ndarray, axis: int) -> np.ndarray:
+        return index[::-1] if axis == 0 else index
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         return np.stack([coords[:, 0], self.height - coords[:, 1]], axis=1)
@@ -124,6 +148,9 @@ class CropTransform(Transform):
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
         return image[self.y0 : self.y0 + self.h, self.x0 : self.x0 + self.w]
+
+    def map_index(self, index: np.ndarray, axis: int) -> np.ndarray:
+        return index[self.y0 : self.y0 + self.h] if axis == 0 else index[self.x0 : self.x0 + self.w]
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         return coords - np.array([self.x0, self.y0])
@@ -149,6 +176,10 @@ class PadTransform(Transform):
 
     def apply_mask(self, mask: np.ndarray) -> np.ndarray:
         return self._pad(mask, self.mask_pad_value)
+
+    def map_index(self, index: np.ndarray, axis: int) -> np.ndarray | None:
+        border = (self.y0, self.y1) if axis == 0 else (self.x0, self.x1)
+        return None if self.mask_pad_value else np.pad(index, border, constant_values=-1)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         return coords + np.array([self.x0, self.y0])
@@ -185,6 +216,9 @@ class RotationTransform(Transform):
 
     def apply_mask(self, mask: np.ndarray) -> np.ndarray:
         return self._warp(mask, cv2.INTER_NEAREST)
+
+    def map_index(self, index: np.ndarray, axis: int) -> None:
+        return None
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         coords = np.asarray(coords, np.float64)
@@ -250,6 +284,7 @@ class TransformList(Transform):
             for part in (each.transforms if isinstance(each, TransformList) else [each])
             if not isinstance(part, NoOpTransform)
         ]
+        self._maps: dict[tuple[int, int], tuple[np.ndarray, np.ndarray, int]] = {}  # of the masks of one frame
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
         for transform in self.transforms:
@@ -257,9 +292,32 @@ class TransformList(Transform):
         return image
 
     def apply_mask(self, mask: np.ndarray) -> np.ndarray:
-        for transform in self.transforms:
-            mask = transform.apply_mask(mask)
+        """(H, W) bool or uint8 -> the transformed mask.
+
+        As long as rows and columns stay together only their numbers are transformed, and the mask is read once.
+        """
+        rows, columns, num_done = self._index_maps(mask.shape[0], mask.shape[1])
+        if num_done:
+            mask = mask[rows][:, columns]
+            mask[rows < 0] = 0
+            mask[:, columns < 0] = 0
+        for transform in self.transforms[num_done:]:
+            mask = transform.apply_mask(mask.view(np.uint8) if mask.dtype == bool else mask)
         return mask
+
+    def _index_maps(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """Follow rows and columns as far as possible; return where they come from and after how many transforms."""
+        if (height, width) not in self._maps:
+            rows, columns = np.arange(height, dtype=np.int32), np.arange(width, dtype=np.int32)
+            num_done = 0
+            for transform in self.transforms:
+                maps = transform.map_index(rows, 0), transform.map_index(columns, 1)
+                if maps[0] is None or maps[1] is None:
+                    break
+                rows, columns = maps
+                num_done += 1
+            self._maps[height, width] = rows, columns, num_done
+        return self._maps[height, width]
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         for transform in self.transforms:

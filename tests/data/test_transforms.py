@@ -93,6 +93,35 @@ def test_a_chain_on_annotations_equals_the_recorded_one():
     assert np.array_equal(objects.gt_ids >= 0, golden["ann.keep"])
 
 
+def test_masks_move_alike_one_step_at_a_time_and_all_at_once():
+    rng = np.random.RandomState(0)
+    steps = [
+        ResizeTransform(37, 53, 61, 90),
+        HFlipTransform(90),
+        CropTransform(5, 7, 70, 80),  # higher than the image
+        PadTransform(3, 1, 2, 4, 128.0),
+        ResizeTransform(59, 75, 23, 20),
+        VFlipTransform(23),
+    ]
+    masks = [rng.rand(37, 53) > 0.5, rng.randint(0, 2, (37, 53)).astype(np.uint8)]
+    for extra in ([], [RotationTransform(23, 20, 10.0, expand=False), ResizeTransform(23, 20, 40, 30)]):
+        chain = TransformList(steps + extra)
+        for mask in masks:
+            want = mask.astype(np.uint8)
+            for step in steps + extra:
+                want = step.apply_mask(want)
+            assert np.array_equal(chain.apply_mask(mask).astype(np.uint8), want)
+    assert masks[0].any()
+
+
+@pytest.mark.parametrize("size", [(480, 853), (721, 1281), (33, 7)])
+@pytest.mark.parametrize("short", [1, 100, 288, 479, 500])
+def test_rows_and_columns_are_followed_exactly_as_pillow_samples_them(size, short):
+    transform = ResizeTransform(*size, *resized_shape(*size, short, 2000))
+    mask = (np.random.RandomState(1).rand(*size) > 0.5).astype(np.uint8)
+    assert np.array_equal(TransformList([transform]).apply_mask(mask), transform.apply_mask(mask))
+
+
 def test_whole_numbers_stay_whole_when_resized_as_published():
     resize = ResizeTransform(10, 10, 8, 8)
     assert resize.apply_coords(np.array([[3, 9]])).tolist() == [[2, 7]]
