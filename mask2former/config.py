@@ -145,17 +145,20 @@ _OTHERS: dict[str, Any] = {
 
 def add_maskformer2_config(cfg: Any) -> None:
     """Add every key of the segmenter that `cfg` lacks, in place."""
-    _add_missing(cfg, {"MODEL": _MODEL})
-    _add_missing(cfg, {"MODEL": _DEEPLAB_MODEL})
-    _add_missing(cfg, _OTHERS)
+    add_missing(cfg, {"MODEL": _MODEL})
+    add_missing(cfg, {"MODEL": _DEEPLAB_MODEL})
+    add_missing(cfg, _OTHERS)
 
 
-def _add_missing(node: Any, defaults: dict[str, Any]) -> None:
-    """Copy `defaults` into a node where it has no such key, group by group."""
+def add_missing(node: Any, defaults: dict[str, Any]) -> None:
+    """Copy `defaults` into a node where it has no such key, group by group; what is there keeps its value.
+
+    New groups get the type of the node, so that a detectron2 configuration stays one throughout.
+    """
     for key, value in defaults.items():
         if isinstance(value, dict):
             if key not in node:
                 setattr(node, key, type(node)())
-            _add_missing(getattr(node, key), value)
+            add_missing(getattr(node, key), value)
         elif key not in node:
             setattr(node, key, deepcopy(value))

@@ -11,7 +11,7 @@ from typing import Any
 from fvcore.common.config import CfgNode as FvcoreCfgNode
 
 from lbvq.config.defaults import ENGINE, MODEL, SOLVER, TEST
-from lbvq.config.node import add_missing
+from mask2former.config import add_missing
 
 # -- shared by several methods ---------------------------------------------------------------------------------------
 

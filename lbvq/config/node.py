@@ -196,17 +196,3 @@ def dotted_leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             leaves[f"{prefix}{key}"] = value
     return leaves
-
-
-def add_missing(cfg: FvcoreCfgNode, defaults: Mapping[str, Any]) -> None:
-    """Add the keys of the nested dict `defaults` that `cfg` lacks; what is there keeps its value.
-
-    New groups get the type of `cfg`, so that a detectron2 configuration stays one throughout.
-    """
-    for key, value in defaults.items():
-        if isinstance(value, Mapping):
-            if key not in cfg:
-                cfg[key] = type(cfg)()
-            add_missing(cfg[key], value)
-        elif key not in cfg:
-            cfg[key] = copy.deepcopy(value)

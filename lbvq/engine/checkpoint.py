@@ -163,7 +163,8 @@ class Checkpointer:
         if resume:
             logger.warning("There is nothing to resume in %s; this is a new run.", self.save_dir.absolute())
         if not os.fspath(weights):
-            logger.info("No weights are named: the model starts with random values.")
+            level = logging.INFO if self.states else logging.WARNING  # fine for training, useless for evaluation
+            logger.log(level, "MODEL.WEIGHTS names no file: the model has random values.")
             return {}
         if allow_missing is None:
             allow_missing = "new_modules" if self.states else "classifier"

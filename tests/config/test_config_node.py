@@ -10,7 +10,8 @@ import pytest
 import yaml
 from fvcore.common.config import CfgNode as FvcoreCfgNode
 
-from lbvq.config.node import CfgNode, UnknownKeyError, add_missing, decode, dotted_leaves
+from lbvq.config.node import CfgNode, UnknownKeyError, decode, dotted_leaves
+from mask2former.config import add_missing
 
 
 def small_cfg() -> CfgNode:
