@@ -75,11 +75,12 @@ _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn,
 
 def _can_use_onednn(*tensors: Tensor | None) -> bool:
     """Only for plain float32 CPU tensors without gradients, and outside compilers and tracers, which do their own."""
-    x, given = tensors[0], [tensor for tensor in tensors if tensor is not None]
-    is_small = any(tensor.numel() == 0 for tensor in given) or x.numel() < MIN_ROWS * x.shape[-1]
-    if is_small or not _HAS_ONEDNN or not torch.backends.mkldnn.enabled:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not _HAS_ONEDNN:
         return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
+    x, given = tensors[0], [tensor for tensor in tensors if tensor is not None]
+    if any(tensor.numel() == 0 for tensor in given) or x.numel() < MIN_ROWS * x.shape[-1]:
+        return False
+    if torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled:
         return False
     needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
     return not needs_grad and all(

@@ -4,9 +4,12 @@ Mask2Former, Cheng et al., "Masked-attention Mask Transformer for Universal Imag
 Layer i attends to one of three maps of the pixel decoder, coarse to fine in turn, inside the mask predicted after
 layer i - 1.
 
-In evaluation only the last layer's masks are computed at full size. The attention masks of the layers before come from
-mask features resized once per map: resizing and the product with the mask embedding are both linear and act on
-different axes, so their order does not matter.
+Attention masks do not need masks of full size. They come from mask features resized once per map: resizing and the
+product with the mask embedding are both linear and act on different axes, so their order does not matter. In evaluation
+full masks and classes are therefore computed after the last layer only.
+
+Steps that a subclass may replace: `flatten_maps` and `resize_features` (what is attended and where), `start_queries`,
+`prediction_heads` (what is predicted) and `collect_outputs` (in what form it is returned).
 """
 
 from __future__ import annotations
@@ -15,7 +18,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import (
@@ -27,7 +29,9 @@ from ..layers import (
     SelfAttentionLayer,
     c2_xavier_fill,
 )
+from ..linear import Linear, mask_logits
 from ..registry import TRANSFORMER_MODULE_REGISTRY
+from ..resize import resize_bilinear
 
 NUM_LEVELS = 3
 
@@ -91,7 +95,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                 c2_xavier_fill(self.input_proj[-1])
             else:
                 self.input_proj.append(nn.Sequential())
-        self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
+        self.class_embed = Linear(hidden_dim, num_classes + 1)
         self.mask_embed = MLP(hidden_dim, hidden_dim, mask_dim, 3)
 
     @classmethod
@@ -118,7 +122,11 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         }
 
     def forward(
-        self, multi_scale: Sequence[Tensor], mask_features: Tensor, clip_mask_features: Tensor | None = None
+        self,
+        multi_scale: Sequence[Tensor],
+        mask_features: Tensor,
+        clip_mask_features: Tensor | None = None,
+        **context: Any,
     ) -> tuple[dict[str, Any], Tensor, Tensor | None]:
         """Decode BT images.
 
@@ -126,16 +134,16 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             multi_scale: three maps (BT, c, h_l, w_l), coarse to fine.
             mask_features: (BT, mask_dim, h, w).
             clip_mask_features: anything; returned as it is.
+            context: what `prediction_heads` of a subclass needs besides.
 
         Returns:
             outputs (see `collect_outputs`), frame queries (L, BT, Q, C), and `clip_mask_features`.
         """
         memories, positions = self.flatten_maps(multi_scale)
         sizes = [tuple(level.shape[-2:]) for level in multi_scale]
-        if self.training:
-            states, predictions = self.run_layers(memories, positions, sizes, mask_features)
-        else:
-            states, predictions = self.run_layers_lean(memories, positions, sizes, mask_features)
+        states = self.run_layers(memories, positions, self.resize_features(mask_features.detach(), sizes))
+        wanted = states if self.training else states[-1:]
+        predictions = [self.prediction_heads(state, mask_features, **context) for state in wanted]
         count = self.last_layer_num if self.training else 1
         return self.collect_outputs(predictions), torch.stack(states[-count:]), clip_mask_features
 
@@ -157,39 +165,22 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             self.query_embed.weight[:, None].expand(-1, batch, -1),
         )
 
-    def run_layers(
-        self, memories: list[Tensor], positions: list[Tensor], sizes: list[tuple[int, int]], mask_features: Tensor
-    ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-        """Training: normalised queries (BT, Q, C) after every layer, and the predictions before and after each."""
-        queries, query_pos = self.start_queries(mask_features.shape[0])
-        states, predictions = [], [self.prediction_heads(self.normalise(queries), mask_features)]
+    def resize_features(self, mask_features: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Mask features (BT, mask_dim, h, w) at the size of every map: (BT, mask_dim, h_l, w_l)."""
+        return [resize_bilinear(mask_features, size) for size in sizes]
+
+    def run_layers(self, memories: list[Tensor], positions: list[Tensor], small_features: list[Tensor]) -> list[Tensor]:
+        """Return the normalised queries (BT, Q, C) before the first and after every layer."""
+        queries, query_pos = self.start_queries(memories[0].shape[1])
+        states = [self.normalise(queries)]
         for index in range(self.num_layers):
             level = index % NUM_LEVELS
             with torch.no_grad():
-                small = F.interpolate(
-                    predictions[-1]["pred_masks"], size=sizes[level], mode="bilinear", align_corners=False
-                )
-                blocked = blocked_keys(small.flatten(2))
+                mask = mask_logits(self.mask_embed(states[-1]), small_features[level])
+                blocked = blocked_keys(mask.flatten(2))
             queries = self.layer(index, queries, query_pos, memories[level], positions[level], blocked)
             states.append(self.normalise(queries))
-            predictions.append(self.prediction_heads(states[-1], mask_features))
-        return states, predictions
-
-    def run_layers_lean(
-        self, memories: list[Tensor], positions: list[Tensor], sizes: list[tuple[int, int]], mask_features: Tensor
-    ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-        """Evaluation: like `run_layers`, with the states and predictions of the last layer only."""
-        small_features = [
-            F.interpolate(mask_features, size=size, mode="bilinear", align_corners=False).flatten(2) for size in sizes
-        ]  # (BT, mask_dim, h*w) each
-        queries, query_pos = self.start_queries(mask_features.shape[0])
-        state = self.normalise(queries)
-        for index in range(self.num_layers):
-            level = index % NUM_LEVELS
-            blocked = blocked_keys(torch.bmm(self.mask_embed(state), small_features[level]))
-            queries = self.layer(index, queries, query_pos, memories[level], positions[level], blocked)
-            state = self.normalise(queries)
-        return [state], [self.prediction_heads(state, mask_features)]
+        return states
 
     def layer(
         self, index: int, queries: Tensor, query_pos: Tensor, memory: Tensor, position: Tensor, blocked: Tensor
@@ -207,7 +198,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
     def prediction_heads(self, state: Tensor, mask_features: Tensor) -> dict[str, Tensor]:
         """Normalised queries (BT, Q, C) -> pred_logits (BT, Q, K+1) and pred_masks (BT, Q, h, w)."""
-        masks = torch.bmm(self.mask_embed(state), mask_features.flatten(2)).unflatten(2, mask_features.shape[-2:])
+        masks = mask_logits(self.mask_embed(state), mask_features)
         return {"pred_logits": self.class_embed(state), "pred_masks": masks}
 
     def collect_outputs(self, predictions: list[dict[str, Tensor]]) -> dict[str, Any]:
@@ -223,14 +214,14 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
-def blocked_keys(mask_logits: Tensor) -> Tensor:
+def blocked_keys(masks: Tensor) -> Tensor:
     """Where a query must not look: outside its mask, unless the mask is empty, when it may look everywhere.
 
     Args:
-        mask_logits: (BT, Q, S) at the size of the attended map.
+        masks: (BT, Q, S) mask logits at the size of the attended map.
 
     Returns:
         (BT, Q, S) bool, True = blocked.
     """
-    blocked = mask_logits < 0  # sigmoid below 0.5
+    blocked = masks < 0  # sigmoid below 0.5
     return blocked & ~blocked.all(dim=-1, keepdim=True)
