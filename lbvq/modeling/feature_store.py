@@ -8,7 +8,7 @@ with plain reads and writes so that resident memory does not grow, and comes bac
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -67,13 +67,23 @@ class FeatureStore:
 
     def chunks(self, size: int) -> Iterator[tuple[int, Tensor]]:
         """Yield (first frame, maps (t, C, h, w)) in order, t <= size, on the device they came from."""
-        for start in range(0, len(self), size):
-            stop = min(start + size, len(self))
+        starts = range(0, len(self), size)
+        lengths = [min(size, len(self) - start) for start in starts]
+        yield from zip(starts, self.runs(lengths), strict=True)
+
+    def runs(self, lengths: Sequence[int]) -> Iterator[Tensor]:
+        """Yield maps (t, C, h, w) in order, with t given for every piece; the lengths add up to all frames."""
+        if sum(lengths) != len(self):
+            raise ValueError(f"{len(self)} frames are stored, got lengths that add up to {sum(lengths)}")
+        start = 0
+        for length in lengths:
+            stop = start + length
             resident = self._resident[start:stop]
             parts = [torch.stack(resident) if len(resident) > 1 else resident[0][None]] if resident else []
             if stop > len(self._resident):
                 parts.append(self._read(max(start, len(self._resident)), stop))
-            yield start, parts[0] if len(parts) == 1 else torch.cat(parts)
+            yield parts[0] if len(parts) == 1 else torch.cat(parts)
+            start = stop
 
     def close(self) -> None:
         """Free the memory and delete the file."""

@@ -1,0 +1,147 @@
+"""What a method offers to be run frame by frame, and the inference over a whole video that follows from it.
+
+An online method tracks N objects, the same N rows from the first frame to the last. It is a `VideoSegmenter` that also
+derives from `OnlineSegmenter` and writes four functions: how a stream starts (`start_stream`), what it keeps of the
+frames it has encoded (`observe`), how it moves on by one step (`advance`), and what it would report if the video ended
+now (`decide`). Everything it remembers is in the state it is handed, so a stream can be stopped, saved, and gone on
+with; the module itself remembers nothing. `lbvq.stream.StreamPredictor` and `inference` drive every method through
+these four functions alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import EncodedFrames, output_size
+from .feature_store import FeatureStore
+from .postprocess import MaskStream, video_output
+
+# What a stream remembers: a dict of tensors, numbers, and lists or dicts of them, so that `torch.save` can keep it.
+StreamState = dict[str, Any]
+
+# What is kept of t encoded frames until they are used: tensors whose first axis is the frame.
+Evidence = dict[str, Tensor]
+
+
+@dataclass
+class StepMasks:
+    """Mask logits of N objects in the t frames of a step, made only where they are asked for.
+
+    Attributes:
+        features: (t, c, h, w) maps of the frames.
+        mixing: (N, c) weights of the maps for each object, or (N,) int64: the map that is the object's mask.
+    """
+
+    features: Tensor
+    mixing: Tensor
+
+    def __len__(self) -> int:
+        return len(self.mixing)
+
+    def logits(self, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Mask logits of some objects: (n, t, h, w)."""
+        if self.mixing.dim() == 1:
+            return self.features[:, self.mixing[rows]].transpose(0, 1)
+        return torch.einsum("nc,tchw->nthw", self.mixing[rows], self.features)
+
+
+class OnlineSegmenter:
+    """Mixin of methods that can be run frame by frame; goes before the `VideoSegmenter` in the list of bases.
+
+    Attributes:
+        clip_length: frames of one step; the last step of a video may be shorter.
+        use_quality: multiply the scores by the mask quality at the end.
+    """
+
+    clip_length: int = 1
+    use_quality: bool = True
+
+    def start_stream(self) -> StreamState:
+        """State before the first frame."""
+        raise NotImplementedError
+
+    def observe(self, encoded: EncodedFrames) -> Evidence:
+        """What `advance` needs to know about encoded frames; nothing that depends on other frames."""
+        raise NotImplementedError
+
+    def advance(self, state: StreamState, evidence: Evidence) -> tuple[StreamState, StepMasks]:
+        """Move on by one step.
+
+        Args:
+            state: of the stream before; it is left as it is, so that a step can be tried and thrown away.
+            evidence: of 1 to `clip_length` frames.
+
+        Returns:
+            The state afterwards, and the masks of all N objects in these frames.
+        """
+        raise NotImplementedError
+
+    def decide(self, state: StreamState) -> tuple[Tensor, Tensor, Tensor]:
+        """What is reported if the video ends here: scores (k,), labels (k,) and rows (k,) in [0, N)."""
+        raise NotImplementedError
+
+    @property
+    def encode_step(self) -> int | None:
+        """Frames encoded at once over a whole video; one on a CPU, where results are then bit for bit a stream's."""
+        return 1 if self.device.type == "cpu" else None
+
+    def inference(self, video: dict[str, Any]) -> dict[str, Any]:
+        """Segment one video of any length; maps beyond the memory budget wait in a temporary file.
+
+        Nothing is known about the best objects before the last frame, so masks are made in a second pass.
+        """
+        state = self.start_stream()
+        budget = self.feature_budget_mib
+        with FeatureStore(0.75 * budget) as features, FeatureStore(0.25 * budget) as mixings:
+            lengths, sizes = [], {}
+            for step, chunk in self.steps(video["image"]):
+                state, masks = self.advance(state, step)
+                sizes = {"image_size": chunk.image_size, "padded_size": chunk.padded_size}
+                features.append(masks.features)
+                mixings.append(masks.mixing[None])
+                lengths.append(len(masks.features))
+            scores, labels, rows = self.decide(state)
+            rows, positions = rows.unique(return_inverse=True)  # a mask is made once, however many labels it has
+            stream = MaskStream(
+                len(rows),
+                **sizes,
+                output_size=output_size(video, sizes["image_size"]),
+                dense_frames=len(features) if video.get("dense_masks", True) else None,
+            )
+            for maps, mixing in zip(features.runs(lengths), mixings.runs([1] * len(lengths)), strict=True):
+                stream.add(StepMasks(maps, mixing[0]).logits(rows))
+        return video_output(scores, labels, positions, stream, use_quality=self.use_quality)
+
+    def steps(self, frames: Sequence[Tensor]) -> Iterator[tuple[Evidence, EncodedFrames]]:
+        """Encode a video and cut it into steps: (evidence, the encoded frames of which it completes the step)."""
+        pending: Evidence = {}
+        for chunk in self.encode_video(frames, self.encode_step):
+            pending = join_evidence(pending, self.observe(chunk))
+            while evidence_length(pending) >= self.clip_length:
+                step, pending = split_evidence(pending, self.clip_length)
+                yield step, chunk
+        if evidence_length(pending):
+            yield pending, chunk
+
+
+def evidence_length(evidence: Evidence) -> int:
+    """Number of frames; 0 when there is nothing."""
+    return len(next(iter(evidence.values()))) if evidence else 0
+
+
+def join_evidence(first: Evidence, second: Evidence) -> Evidence:
+    """Evidence of the frames of `first`, then those of `second`."""
+    if not evidence_length(first) or not evidence_length(second):
+        return second if evidence_length(second) else first
+    return {name: torch.cat((first[name], second[name])) for name in first}
+
+
+def split_evidence(evidence: Evidence, length: int) -> tuple[Evidence, Evidence]:
+    """Evidence of the first `length` frames, and of the rest."""
+    head = {name: tensor[:length] for name, tensor in evidence.items()}
+    return head, {name: tensor[length:] for name, tensor in evidence.items()}
