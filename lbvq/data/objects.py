@@ -88,7 +88,8 @@ def make_instances(
     gt_boxes = Boxes(torch.as_tensor(np.array(boxes).reshape(-1, 4), dtype=torch.float32))
     gt_masks = BitMasks(torch.from_numpy(stacked))
     gt_classes = torch.tensor(list(classes), dtype=torch.int64)
-    is_there = gt_boxes.nonempty(_SMALLEST_SIDE) & gt_masks.nonempty() & (gt_classes != ABSENT)
+    has_pixels = torch.tensor([bool(mask.any()) for mask in masks], dtype=torch.bool)
+    is_there = gt_boxes.nonempty(_SMALLEST_SIDE) & has_pixels & (gt_classes != ABSENT)
     gt_ids = torch.where(is_there, torch.tensor(list(ids), dtype=torch.int64), ABSENT)
     return Instances(size_hw, gt_boxes=gt_boxes, gt_classes=gt_classes, gt_masks=gt_masks, gt_ids=gt_ids)
 
