@@ -18,7 +18,7 @@ from mask2former.modeling.criterion import SetCriterion
 from mask2former.registry import build_backbone, build_sem_seg_head
 from mask2former.structures import ImageList
 
-CPU_RUN_CHUNK = 2  # frames encoded at once on a CPU; more only spill out of its caches
+CPU_RUN_PIXELS = 2**18  # pixels encoded at once on a CPU; more take memory and save no time
 
 
 @dataclass
@@ -140,26 +140,33 @@ class VideoSegmenter(nn.Module):
                 )
         return self.batch_images([frame for sample in samples for frame in sample["image"]])
 
-    def encode_video(self, frames: Sequence[Tensor]) -> Iterator[EncodedFrames]:
+    def encode_video(self, frames: Sequence[Tensor], chunk_size: int | None = None) -> Iterator[EncodedFrames]:
         """Run the frame segmenter over a video, a few frames at a time.
 
         Args:
             frames: T tensors (3, h, w) of one size, uint8 or float 0..255 RGB; may be decoded when indexed.
+            chunk_size: frames per piece, of which only the last may have fewer; None lets the device decide.
         """
         if len(frames) == 0:
             raise ValueError("the video has no frames.")
-        step = self.run_chunk_size if self.device.type != "cpu" else min(self.run_chunk_size, CPU_RUN_CHUNK)
-        first_size = None
+        first = torch.as_tensor(frames[0])
+        step = chunk_size or self.frames_per_run(first.shape[-2:])
         for start in range(0, len(frames), step):
-            images = self.batch_images([frames[t] for t in range(start, min(start + step, len(frames)))])
-            first_size = first_size or images.image_sizes[0]
-            for t, size in enumerate(images.image_sizes, start):
-                if size != first_size:
+            stop = min(start + step, len(frames))
+            images = [first if t == 0 else torch.as_tensor(frames[t]) for t in range(start, stop)]
+            for t, frame in enumerate(images, start):
+                if frame.shape != first.shape:
                     raise ValueError(
-                        f"all frames of a video must have one size; frame 0 is {first_size} (height, width), "
-                        f"frame {t} is {size}. Resize them before, or split the video."
+                        f"all frames of a video must have one shape; frame 0 has {tuple(first.shape)}, frame {t} has "
+                        f"{tuple(frame.shape)}. Resize them before, or split the video."
                     )
-            yield self.encode_frames(images, start)
+            yield self.encode_frames(self.batch_images(images), start)
+
+    def frames_per_run(self, size_hw: Sequence[int]) -> int:
+        """How many frames of this size to encode at once: `run_chunk_size`, on a CPU fewer if they are large."""
+        if self.device.type != "cpu":
+            return self.run_chunk_size
+        return min(self.run_chunk_size, max(1, CPU_RUN_PIXELS // (size_hw[0] * size_hw[1])))
 
     def encode_frames(self, images: ImageList, start: int = 0) -> EncodedFrames:
         """Run the frame segmenter over a batch of frames of equal size."""

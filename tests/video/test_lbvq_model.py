@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
+from fixed_points import fixed_rand
 from golden_fill import frames
 from golden_samples import training_sample
 from synth_targets import clips
@@ -52,8 +54,7 @@ def test_the_output_is_the_published_dictionary(reference):
 
 
 @pytest.mark.parametrize("run_chunk, mask_chunk", [(1, 1), (2, 3), (7, 7), (18, 5)])
-def test_results_do_not_depend_on_chunk_sizes(reference, run_chunk, mask_chunk, monkeypatch):
-    monkeypatch.setattr("lbvq.modeling.base.CPU_RUN_CHUNK", 18)
+def test_results_do_not_depend_on_chunk_sizes(reference, run_chunk, mask_chunk):
     model = small_model(MODEL__LBVQ__TEST_RUN_CHUNK_SIZE=run_chunk, MODEL__LBVQ__TEST_INTERPOLATE_CHUNK_SIZE=mask_chunk)
     same(predict(model), reference)
 
@@ -114,7 +115,7 @@ def test_fewer_predictions_than_asked_for(model):
 
 def test_frames_of_different_size_are_refused(model):
     video = [*VIDEO[:4], torch.zeros(3, 50, 60), *VIDEO[5:]]
-    with pytest.raises(ValueError, match=r"frame 0 is \(50, 70\) \(height, width\), frame 4 is \(50, 60\)"):
+    with pytest.raises(ValueError, match=r"frame 0 has \(3, 50, 70\), frame 4 has \(3, 50, 60\)"):
         model([{"image": video}])
 
 
@@ -127,6 +128,20 @@ def test_a_video_without_frames_is_refused(model):
 def test_frames_of_another_layout_are_refused(model, frame):
     with pytest.raises(ValueError, match=r"\(3, height, width\)"):
         model([{"image": [frame]}])
+
+
+def test_large_frames_are_encoded_one_by_one_on_a_cpu_and_small_ones_together(model):
+    assert model.frames_per_run((1080, 1920)) == 1
+    assert model.frames_per_run((96, 128)) == 18
+
+
+def test_a_video_can_be_encoded_in_pieces_of_exact_length(model):
+    with torch.inference_mode():
+        pieces = list(model.encode_video(list(VIDEO), chunk_size=3))
+    assert [(piece.start, piece.frame_queries.shape[1]) for piece in pieces] == [(0, 3), (3, 3), (6, 1)]
+    assert {(piece.image_size, piece.padded_size) for piece in pieces} == {((50, 70), (64, 96))}
+    assert pieces[0].mask_features.shape == (3, 64, 16, 24)
+    assert pieces[0].backbone_features["res5"].shape == (3, 512, 2, 3)
 
 
 def test_two_videos_at_once_are_refused(model):
@@ -142,6 +157,32 @@ def test_inference_changes_neither_the_model_nor_the_sample(model, reference):
     assert sample.keys() == {"image", "height", "width"}
     assert before == {key: value for key, value in vars(model).items() if not key.startswith("_")}
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    same(predict(model), reference)
+
+
+def test_half_precision_gives_nearly_the_same_scores(model, reference):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = predict(model)
+    assert output["pred_scores"][:5] == pytest.approx(reference["pred_scores"][:5], rel=0.05)
+    assert (output["pred_masks"].float().mean() - reference["pred_masks"].float().mean()).abs() < 0.05
+
+
+def test_half_precision_training_gives_float32_losses_near_the_exact_ones():
+    model = build_model(small_cfg()).train()
+    samples = [training_sample(clip) for clip in clips(3)]
+    with fixed_rand():
+        exact = model(samples)
+    with fixed_rand(), torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(samples)
+    assert all(loss.dtype == torch.float32 for name, loss in losses.items() if "dice" not in name)
+    assert sum(losses.values()).item() == pytest.approx(sum(exact.values()).item(), rel=0.05)
+
+
+def test_a_compiled_model_has_the_same_names_and_masks(reference, monkeypatch):
+    """Graph capture only; generating code takes minutes."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    model = small_model(MODEL__COMPILE=True)
+    assert model.state_dict().keys() == small_model().state_dict().keys()
     same(predict(model), reference)
 
 
