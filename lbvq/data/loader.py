@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import random
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -86,6 +88,23 @@ def seed_worker(worker_id: int) -> None:
     signal.signal(
         signal.SIGTERM, signal.SIG_IGN
     )  # sent to all of a job, it is for the trainer, which saves and ends us
+
+
+def _leave_signals_to_trainer() -> None:
+    """Obey SIGTERM only when the training process sends it.
+
+    A scheduler that ends a job sends it to all of its processes. If loader workers died of it, the trainer would fail
+    before it has saved.
+    """
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads that start later inherit this
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def keep_list(samples: list[Sample]) -> list[Sample]:
