@@ -7,5 +7,6 @@ import mask2former.modeling  # noqa: F401  # registers backbones, pixel decoder 
 from . import frame_decoder
 from .base import VideoSegmenter
 from .lbvq import LBVQ, Lbvq
+from .vita import VITA, Vita
 
-__all__ = ["LBVQ", "Lbvq", "VideoSegmenter", "frame_decoder"]
+__all__ = ["LBVQ", "VITA", "Lbvq", "VideoSegmenter", "Vita", "frame_decoder"]

@@ -270,7 +270,7 @@ class D2SwinTransformer(Backbone):
             "dropout": drop_rate,
             "attention_dropout": attn_drop_rate,
         }
-        rates = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
+        rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
         stages, dims = [], [embed_dim * 2**idx for idx in range(len(depths))]
         for idx, depth in enumerate(depths):
             start = sum(depths[:idx])
