@@ -32,6 +32,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool 
     return F.relu(out) if relu else out
 
 
+def linear_transposed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Compute W x^T + b: x (B, Q, C_in), weight (C_out, C_in), bias (C_out,) -> (B, C_out, Q), contiguous."""
+    if _can_use_onednn(x, weight, bias):
+        product = torch.stack([linear(weight, rows) for rows in x])
+    else:
+        product = torch.bmm(weight.expand(len(x), -1, -1), x.transpose(1, 2))
+    return product + bias[:, None]
+
+
 class Linear(nn.Linear):
     """`torch.nn.Linear`, faster on the CPU without gradients."""
 

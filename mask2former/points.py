@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+CONVERTED_AT_ONCE = 2**24  # pixels
+
 
 def point_sample(maps: Tensor, points: Tensor) -> Tensor:
     """Read maps at points, bilinearly; zero outside.
@@ -26,7 +28,14 @@ def point_sample(maps: Tensor, points: Tensor) -> Tensor:
     grid = (2.0 * points - 1.0).to(dtype)[:, :, None]  # (N, P, 1, 2)
     if maps.numel() == 0:
         return maps.new_zeros((*maps.shape[:2], points.shape[1]), dtype=dtype)
-    return F.grid_sample(maps.to(dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=False).squeeze(3)
+    if maps.dtype == dtype:
+        return _sample(maps, grid)
+    # Annotations are bool or uint8: converted a few at a time, they never exist as a whole in float32.
+    axis = 1 if len(maps) == 1 else 0
+    part = max(1, CONVERTED_AT_ONCE * maps.shape[axis] // maps.numel())
+    parts = maps.split(part, axis)
+    grids = grid.split(part) if axis == 0 else [grid] * len(parts)
+    return torch.cat([_sample(few.to(dtype), few_grid) for few, few_grid in zip(parts, grids, strict=True)], axis)
 
 
 @torch.no_grad()
@@ -60,3 +69,7 @@ def uncertain_points(
         anywhere = torch.rand(num_masks, num_points - num_important, 2, device=logits.device)
         points = torch.cat((points, anywhere), dim=1)
     return points
+
+
+def _sample(maps: Tensor, grid: Tensor) -> Tensor:
+    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False).squeeze(3)

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..linear import Linear, linear
+from ..linear import Linear, linear_transposed
 
 Sizes = Sequence[tuple[int, int]]
 Kernel = Callable[[Tensor, Sizes, Tensor, Tensor], Tensor]
@@ -37,7 +37,6 @@ BORDER = 2  # cells of zeros around every map, so that no neighbour of a clamped
 def sample_by_grid(value: Tensor, sizes: Sizes, points: Tensor, weights: Tensor) -> Tensor:
     """Sample with `grid_sample`, one call per map."""
     batch, _, num_heads, head_dim = value.shape
-    num_points, num_queries = points.shape[-2:]
     total = 0
     levels = value.split(_areas(sizes), dim=1)
     for level, (level_value, (height, width)) in enumerate(zip(levels, sizes, strict=True)):
@@ -45,9 +44,9 @@ def sample_by_grid(value: Tensor, sizes: Sizes, points: Tensor, weights: Tensor)
         half_size = points.new_tensor([width / 2, height / 2])
         grid = (points[:, :, :, level].permute(0, 2, 3, 4, 1) + 0.5) / half_size - 1  # (B, M, P, Q, 2)
         sampled = F.grid_sample(maps, grid.flatten(0, 1), mode="bilinear", padding_mode="zeros", align_corners=False)
-        weight = weights[:, :, level].reshape(-1, 1, num_points, num_queries)
+        weight = weights[:, :, level].flatten(0, 1)[:, None]
         total = total + (sampled * weight).sum(2)  # (B*M, D, Q)
-    return total.view(batch, num_heads * head_dim, num_queries).transpose(1, 2)
+    return total.view(batch, num_heads * head_dim, -1).transpose(1, 2)
 
 
 def sample_by_bags(value: Tensor, sizes: Sizes, points: Tensor, weights: Tensor) -> Tensor:
@@ -143,6 +142,8 @@ class MSDeformAttn(nn.Module):
             (B, Q, C).
         """
         sizes = _check_sizes(sizes, self.n_levels, value.shape[1])
+        if query.numel() == 0:
+            return torch.zeros_like(query)
         value = self.value_proj(value)
         if padding_mask is not None:
             value = value.masked_fill(padding_mask[..., None], 0.0)
@@ -175,8 +176,7 @@ class MSDeformAttn(nn.Module):
         pairs = (2, self.sampling_offsets.out_features // 2)
         weight = torch.cat((_x_then_y(self.sampling_offsets.weight, pairs), self.attention_weights.weight))
         bias = torch.cat((_x_then_y(self.sampling_offsets.bias, pairs), self.attention_weights.bias))
-        projected = [linear(weight, image_query) for image_query in query]  # (3*M*L*P, Q) each
-        return torch.stack(projected) + bias[:, None]
+        return linear_transposed(query, weight, bias)
 
 
 def _x_then_y(tensor: Tensor, pairs: tuple[int, int]) -> Tensor:

@@ -56,7 +56,7 @@ class HungarianMatcher(nn.Module):
             outputs["pred_logits"][image],
             point_sample(masks[None], points)[0],
             target["labels"],
-            point_sample(target["masks"][None].to(masks), points)[0],
+            point_sample(target["masks"][None].to(masks.device), points)[0],
             cost_class=self.cost_class,
             cost_mask=self.cost_mask,
             cost_dice=self.cost_dice,
