@@ -62,7 +62,11 @@ def decode_container(path: Path, error_type: type[Exception]) -> Generator[Decod
 
 def _decode_stream(container, stream, path: Path, error_type: type[Exception]):
     count, end, first, reason = 0, 0.0, None, None
-    for frame, problem in _frames_until_damage(container, stream):
+    is_cut_off = _is_cut_off(path)
+    frames = _frames_until_damage(container, stream)
+    if is_cut_off and _transport_packet(path):
+        frames = _without_last(frames)  # a part of it may be missing, and the decoder does not always notice
+    for frame, problem in frames:
         if frame is None or (frame.is_corrupt and count):
             reason = problem or "a damaged frame"
             break
@@ -78,7 +82,7 @@ def _decode_stream(container, stream, path: Path, error_type: type[Exception]):
         time = None if frame.pts is None else float(frame.pts * stream.time_base)
         yield DecodedFrame(frame, time)
         count, end = count + 1, time or 0.0
-    if reason is None and _is_cut_off(path) and not _has_every_frame(container, stream, count, end):
+    if reason is None and is_cut_off and not _has_every_frame(container, stream, count, end):
         reason = "the file is shorter than its header says"
     if reason is None and count == 0:
         reason = "no frame can be decoded"
@@ -108,8 +112,21 @@ def _flush(stream):
         return  # the decoder has nothing left; the caller reports the first damage
 
 
+def _without_last(frames):
+    """Hold every frame back until there is another one after it; damage passes."""
+    held = None
+    for item in frames:
+        if held is not None:
+            yield held
+        held = item
+    if held is not None and held[0] is None:
+        yield held
+
+
 def _has_every_frame(container, stream, count: int, end: float) -> bool:
     """Whether the cut only removed what is not needed for decoding, such as an index at the end."""
+    if container.format.name == "mpegts":
+        return False
     if stream.frames:
         return count >= stream.frames
     duration = container.duration / av.time_base if container.duration else 0.0
@@ -118,8 +135,13 @@ def _has_every_frame(container, stream, count: int, end: float) -> bool:
 
 
 def _is_cut_off(path: Path) -> bool:
-    """Whether an mp4, Matroska or AVI file has fewer bytes than its own structure promises."""
+    """Whether an mp4, Matroska, AVI or transport stream file has fewer bytes than its own structure promises.
+
+    A transport stream that ends exactly after a packet cannot be told from a whole one.
+    """
     total = os.path.getsize(path)
+    if _transport_packet(path):
+        return total % _transport_packet(path) != 0
     with open(path, "rb") as file:
         head = file.read(64)
         if head[:4] == b"RIFF":
@@ -129,6 +151,16 @@ def _is_cut_off(path: Path) -> bool:
         if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
             return _boxes_end(file, total) > total
     return False
+
+
+def _transport_packet(path: Path) -> int:
+    """Bytes of a packet if the file is an MPEG transport stream (.ts, .m2ts), else 0."""
+    with open(path, "rb") as file:
+        head = file.read(1024)
+    for size, offset in ((188, 0), (192, 4)):
+        if len(head) > offset + 3 * size and all(head[offset + k * size] == 0x47 for k in range(4)):
+            return size
+    return 0
 
 
 def _boxes_end(file, total: int) -> int:

@@ -29,6 +29,7 @@ def write(path: Path, frames: list[np.ndarray], codec: str = "libx264", rate: in
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1  # the same file every time
         for index, frame in enumerate(frames):
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
             if pts is not None:
@@ -162,6 +163,19 @@ def test_a_cut_off_file_is_refused_or_read_as_far_as_possible(tmp_path, caplog, 
     assert 1 <= count < 40 and len(frames) == count
     assert all(np.array_equal(got, want) for got, want in zip(frames, whole, strict=False))
     assert len([record for record in caplog.records if "only these frames" in record.message]) == 1
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.45, 0.61, 0.8, 0.97])
+def test_a_transport_stream_cut_inside_a_packet_never_gives_a_half_frame(tmp_path, cut):
+    path = write(tmp_path / "a.ts", noise_frames(40))
+    whole = list(read_video(path))
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * cut) // 188 * 188 + 100])
+    with pytest.raises(VideoError, match="cut off"):
+        len(read_video(path))
+    frames = list(read_video(path, allow_truncated=True))
+    assert 0 < len(frames) < 40
+    assert all(np.array_equal(got, want) for got, want in zip(frames, whole, strict=False))
 
 
 @pytest.mark.parametrize("name, codec", [("a.mp4", "libx264"), ("a.avi", "mpeg4")])
