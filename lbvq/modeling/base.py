@@ -18,8 +18,6 @@ from mask2former.modeling.criterion import SetCriterion
 from mask2former.registry import build_backbone, build_sem_seg_head
 from mask2former.structures import ImageList
 
-CPU_RUN_PIXELS = 2**18  # pixels encoded at once on a CPU; more take memory and save no time
-
 
 @dataclass
 class EncodedFrames:
@@ -58,7 +56,7 @@ class VideoSegmenter(nn.Module):
         size_divisibility: frames are padded to a multiple of this; negative means what the backbone asks for.
         pixel_mean, pixel_std: per channel, 0..255.
         num_predictions: most (object, class) pairs reported per video.
-        run_chunk_size: most frames encoded at once at test; results do not depend on it.
+        run_chunk_size: most frames encoded at once at test; results do not depend on it but for rounding.
         feature_budget_mib: mask features of a video kept in memory, MiB; the rest goes to a temporary file.
         compile_encoder: torch.compile the backbone, the pixel decoder and the frame decoder.
         """
@@ -150,7 +148,7 @@ class VideoSegmenter(nn.Module):
         if len(frames) == 0:
             raise ValueError("the video has no frames.")
         first = torch.as_tensor(frames[0])
-        step = chunk_size or self.frames_per_run(first.shape[-2:])
+        step = chunk_size or self.frames_per_run
         for start in range(0, len(frames), step):
             stop = min(start + step, len(frames))
             images = [first if t == 0 else torch.as_tensor(frames[t]) for t in range(start, stop)]
@@ -162,11 +160,14 @@ class VideoSegmenter(nn.Module):
                     )
             yield self.encode_frames(self.batch_images(images), start)
 
-    def frames_per_run(self, size_hw: Sequence[int]) -> int:
-        """How many frames of this size to encode at once: `run_chunk_size`, on a CPU fewer if they are large."""
-        if self.device.type != "cpu":
-            return self.run_chunk_size
-        return min(self.run_chunk_size, max(1, CPU_RUN_PIXELS // (size_hw[0] * size_hw[1])))
+    @property
+    def frames_per_run(self) -> int:
+        """Frames encoded at once over a whole video.
+
+        On a CPU one: more take memory and save little time, and libraries then choose other sums, so that a value next
+        to the threshold of an attention mask may fall on its other side.
+        """
+        return 1 if self.device.type == "cpu" else self.run_chunk_size
 
     def encode_frames(self, images: ImageList, start: int = 0) -> EncodedFrames:
         """Run the frame segmenter over a batch of frames of equal size."""

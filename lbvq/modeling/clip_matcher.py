@@ -52,7 +52,7 @@ class ClipMatcher(nn.Module):
             outputs["pred_logits"][layer, clip],
             sample_clip(masks, points),
             target["labels"],
-            sample_clip(target["masks"].to(masks), points),
+            sample_clip(target["masks"].to(masks.device), points),
             cost_class=self.cost_class,
             cost_mask=self.cost_mask,
             cost_dice=self.cost_dice,

@@ -88,6 +88,11 @@ class ClipSegmenter(VideoSegmenter):
     def clip_criterion(self) -> nn.Module:
         return getattr(self, f"{self.prefix}_criterion")
 
+    @property
+    def masks_per_run(self) -> int:
+        """Frames whose masks are made at once: on a CPU one, as for `frames_per_run`."""
+        return 1 if self.device.type == "cpu" else self.mask_chunk_size
+
     def losses(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Frame losses and clip losses of B training clips, weighted."""
         encoded = self.encode_frames(self.batch_clips(samples))
@@ -126,7 +131,7 @@ class ClipSegmenter(VideoSegmenter):
                 dense_frames=len(store) if video.get("dense_masks", True) else None,
             )
             embed = objects["pred_mask_embed"][-1, 0, queries]  # (n, mask_dim)
-            for _, features in store.chunks(self.mask_chunk_size):
+            for _, features in store.chunks(self.masks_per_run):
                 stream.add(torch.einsum("nc,tchw->nthw", embed, features))
         output = video_output(scores, labels, rows, stream)
         return image_output(output) if self.is_coco else output

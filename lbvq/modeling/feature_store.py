@@ -34,11 +34,12 @@ class FeatureStore:
             raise ValueError(f"the feature budget must be at least 0 MiB, got {budget_mib}; set TEST.FEATURE_BUDGET_MB")
         self.budget_bytes = budget_mib * MIB
         self.directory = directory
-        self._resident: list[Tensor] = []  # frames 0 .. r-1, each (C, h, w)
+        self._resident: list[Tensor] = []  # frames 0 .. r-1
         self._file = None
         self._num_spilled = 0
         self._like: Tensor | None = None  # an empty tensor with the dtype and device of the features
-        self._frame_shape: tuple[int, ...] = ()
+        self._frame_shape: tuple[int, ...] = ()  # as stored
+        self._is_channels_last = False  # stored as (h, w, C), the order in which the maps lie in memory
 
     def __len__(self) -> int:
         return len(self._resident) + self._num_spilled
@@ -52,13 +53,15 @@ class FeatureStore:
         """Add the maps (t, C, h, w) of the next t frames."""
         if self._like is None:
             self._like = features.new_empty(0)
-            self._frame_shape = tuple(features.shape[1:])
-        if tuple(features.shape[1:]) != self._frame_shape:
+            self._is_channels_last = _is_channels_last(features)
+            self._frame_shape = tuple(self._as_stored(features).shape[1:])
+        frames = self._as_stored(features)
+        if tuple(frames.shape[1:]) != self._frame_shape:
+            want = tuple(self._as_given(self._like.new_empty(0, *self._frame_shape)).shape[1:])
             raise ValueError(
-                f"every frame of a video must give features of shape {self._frame_shape}, "
-                f"got {tuple(features.shape[1:])}"
+                f"every frame of a video must give features of shape {want}, got {tuple(features.shape[1:])}"
             )
-        for frame in features:
+        for frame in frames:
             if self._num_spilled == 0 and (len(self) + 1) * self._frame_bytes() <= self.budget_bytes:
                 # contiguous() alone would keep the whole chunk alive through a view of it
                 self._resident.append(frame.clone(memory_format=torch.contiguous_format))
@@ -82,7 +85,7 @@ class FeatureStore:
             parts = [torch.stack(resident) if len(resident) > 1 else resident[0][None]] if resident else []
             if stop > len(self._resident):
                 parts.append(self._read(max(start, len(self._resident)), stop))
-            yield parts[0] if len(parts) == 1 else torch.cat(parts)
+            yield self._as_given(parts[0] if len(parts) == 1 else torch.cat(parts))
             start = stop
 
     def close(self) -> None:
@@ -98,6 +101,12 @@ class FeatureStore:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _as_stored(self, features: Tensor) -> Tensor:
+        return features.movedim(1, -1) if self._is_channels_last else features
+
+    def _as_given(self, frames: Tensor) -> Tensor:
+        return frames.movedim(-1, 1) if self._is_channels_last else frames
 
     def _frame_bytes(self) -> int:
         count = 1
@@ -129,6 +138,12 @@ class FeatureStore:
         if num_read != features.numel() * features.element_size():
             raise OSError(f"the temporary file of mask features ended early: frames {start} to {stop} are incomplete")
         return features.to(self._like.device)
+
+
+def _is_channels_last(features: Tensor) -> bool:
+    """Whether maps (t, C, h, w) have the channels of a pixel side by side, and not its neighbours too."""
+    is_dense = features.dim() == 4 and features.is_contiguous(memory_format=torch.channels_last)
+    return is_dense and not features.is_contiguous()
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

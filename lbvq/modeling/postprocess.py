@@ -31,6 +31,9 @@ def select_top(probabilities: Tensor, count: int) -> tuple[Tensor, Tensor, Tenso
     return scores, index % num_classes, torch.div(index, num_classes, rounding_mode="floor")
 
 
+PIXELS_AT_ONCE = 2**24  # of full-size mask logits; bounds memory when there are many masks
+
+
 class MaskStream:
     """Turn the mask logits of a video, given frame after frame, into output masks and mask qualities.
 
@@ -67,11 +70,13 @@ class MaskStream:
 
     def add(self, logits: Tensor) -> None:
         """Take the mask logits (N, t, h, w) of the next t frames."""
-        logits = upsample_and_crop(logits.float(), self.padded_size, self.image_size)
-        inside = F.threshold(logits.sigmoid(), 0.5, 0.0)  # (N, t, H, W), 0 outside the mask
-        self._inside_sum += inside.sum(dim=(2, 3)).double().sum(dim=1).cpu()
-        self._inside_count += inside.count_nonzero(dim=(2, 3)).double().sum(dim=1).cpu()
-        self._keep((resize(logits, self.output_size) > 0).cpu())
+        pixels = logits.shape[1] * self.padded_size[0] * self.padded_size[1]
+        rows_at_once = max(1, PIXELS_AT_ONCE // max(pixels, 1))
+        masks = [
+            self._measure(part, start)
+            for start, part in zip(range(0, len(logits), rows_at_once), logits.split(rows_at_once), strict=False)
+        ]
+        self._keep(torch.cat(masks) if masks else torch.zeros(0, logits.shape[1], *self.output_size, dtype=torch.bool))
 
     def quality(self) -> Tensor:
         """Mean foreground probability inside each mask over the whole video, (N,); 0 for a mask that is never there."""
@@ -83,6 +88,15 @@ class MaskStream:
             return self._tubes[rows]
         with torch.inference_mode(False):
             return self._dense[rows.tolist()]
+
+    def _measure(self, logits: Tensor, start: int) -> Tensor:
+        """Add the rows from `start` on to the sums; returns their masks (n, t, H, W) at the output size."""
+        rows = slice(start, start + len(logits))
+        logits = upsample_and_crop(logits.float(), self.padded_size, self.image_size)
+        inside = F.threshold(logits.sigmoid(), 0.5, 0.0)  # (n, t, H, W), 0 outside the mask
+        self._inside_sum[rows] += inside.sum(dim=(2, 3)).double().sum(dim=1).cpu()
+        self._inside_count[rows] += inside.count_nonzero(dim=(2, 3)).double().sum(dim=1).cpu()
+        return (resize(logits, self.output_size) > 0).cpu()
 
     def _keep(self, masks: Tensor) -> None:
         stop = self.num_frames + masks.shape[1]

@@ -28,7 +28,7 @@ def prepare_targets(
     Returns:
         B*T frame targets `{labels (n,), ids (n,), masks (n, H, W), name}`, clip by clip, holding the rows whose id is
         valid in that frame, and B clip targets `{labels (N,), ids (N, T), masks (N, T, H, W), video_len, frame_idx,
-        name}` holding the rows that are valid in at least one frame. Masks are float32, 0 or 1. All may be empty.
+        name}` holding the rows that are valid in at least one frame. Masks are bool. All may be empty.
     """
     frame_targets, clip_targets = [], []
     for sample in samples:
@@ -53,7 +53,7 @@ def clip_target(
     return {
         "labels": labels,
         "ids": shift_ids(ids),
-        "masks": masks.float(),
+        "masks": masks,
         "video_len": sample.get("video_len"),
         "frame_idx": sample.get("frame_idx"),
         "name": name,

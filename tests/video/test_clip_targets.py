@@ -26,7 +26,7 @@ def test_targets_of_the_recorded_clips():
             assert target["ids"].tolist() == recorded[f"{name}/ids"].tolist()
             assert target["masks"].sum(axes).tolist() == recorded[f"{name}/mask_area"].tolist()
     assert clip_targets[0]["masks"].shape == (3, 3, 96, 128)
-    assert clip_targets[0]["masks"].dtype == torch.float32
+    assert clip_targets[0]["masks"].dtype == torch.bool
     assert clip_targets[0]["video_len"] == 36 and clip_targets[0]["frame_idx"] == [4, 9, 9]
 
 

@@ -35,11 +35,15 @@ def test_what_comes_back_is_bit_for_bit_what_went_in(dtype, num_resident, size):
         assert [start for start, _ in store.chunks(size)] == list(range(0, 7, size))
 
 
-def test_channels_last_maps_come_back_equal():
+def test_channels_last_maps_come_back_equal_and_in_the_same_order_of_memory():
     features = maps(4).contiguous(memory_format=torch.channels_last)
     with FeatureStore(2 * FRAME_BYTES / MIB) as store:
-        store.append(features)
+        store.append(features[:3])
+        store.append(features[3:].contiguous())  # another order is converted
         assert torch.equal(read_all(store, 4), features)
+        assert all(part.is_contiguous(memory_format=torch.channels_last) for _, part in store.chunks(3))
+        with pytest.raises(ValueError, match=r"shape \(4, 3, 5\), got \(4, 3, 6\)"):
+            store.append(torch.zeros(1, 4, 3, 6))
 
 
 def test_the_file_has_no_name_or_is_gone_afterwards(tmp_path):

@@ -56,7 +56,15 @@ def test_the_output_is_the_published_dictionary(reference):
 @pytest.mark.parametrize("run_chunk, mask_chunk", [(1, 1), (2, 3), (7, 7), (18, 5)])
 def test_results_do_not_depend_on_chunk_sizes(reference, run_chunk, mask_chunk):
     model = small_model(MODEL__LBVQ__TEST_RUN_CHUNK_SIZE=run_chunk, MODEL__LBVQ__TEST_INTERPOLATE_CHUNK_SIZE=mask_chunk)
-    same(predict(model), reference)
+    output = predict(model)
+    assert output["pred_scores"] == reference["pred_scores"]
+    same(output, reference)
+
+
+@pytest.mark.parametrize("device, run_chunk", [("cpu", 1), ("cuda", 18)])
+def test_frames_are_encoded_one_by_one_on_a_cpu_and_together_elsewhere(model, monkeypatch, device, run_chunk):
+    monkeypatch.setattr(type(model), "device", torch.device(device))
+    assert model.frames_per_run == run_chunk
 
 
 @pytest.mark.parametrize("budget", [0, 0.1, 512])
@@ -130,11 +138,6 @@ def test_frames_of_another_layout_are_refused(model, frame):
         model([{"image": [frame]}])
 
 
-def test_large_frames_are_encoded_one_by_one_on_a_cpu_and_small_ones_together(model):
-    assert model.frames_per_run((1080, 1920)) == 1
-    assert model.frames_per_run((96, 128)) == 18
-
-
 def test_a_video_can_be_encoded_in_pieces_of_exact_length(model):
     with torch.inference_mode():
         pieces = list(model.encode_video(list(VIDEO), chunk_size=3))
@@ -163,7 +166,7 @@ def test_inference_changes_neither_the_model_nor_the_sample(model, reference):
 def test_half_precision_gives_nearly_the_same_scores(model, reference):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = predict(model)
-    assert output["pred_scores"][:5] == pytest.approx(reference["pred_scores"][:5], rel=0.05)
+    assert output["pred_scores"][:5] == pytest.approx(reference["pred_scores"][:5], rel=0.1)
     assert (output["pred_masks"].float().mean() - reference["pred_masks"].float().mean()).abs() < 0.05
 
 

@@ -59,6 +59,15 @@ def test_chunks_do_not_matter(size):
     assert torch.equal(parts.quality(), whole.quality())
 
 
+@pytest.mark.parametrize("num_rows", [1, 2])
+def test_a_few_masks_at_a_time_give_the_same(num_rows, monkeypatch):
+    whole = stream_of(logits(), 7, dense=True)
+    monkeypatch.setattr("lbvq.modeling.postprocess.PIXELS_AT_ONCE", num_rows * 7 * 32 * 64)
+    parts = stream_of(logits(), 7, dense=True)
+    assert torch.equal(parts.masks(torch.arange(3)), whole.masks(torch.arange(3)))
+    assert torch.equal(parts.quality(), whole.quality())
+
+
 def test_run_lengths_hold_the_same_masks_as_the_dense_tensor():
     dense, tubes = stream_of(logits(), 2, dense=True), stream_of(logits(), 2, dense=False)
     rows = torch.tensor([2, 0, 2])
