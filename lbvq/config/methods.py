@@ -144,11 +144,11 @@ def add_genvis_config(cfg: FvcoreCfgNode) -> None:
 MINVIS: dict[str, Any] = {
     "INPUT": {"SAMPLING_FRAME_RATIO": 1.0},  # share of each video's frames that training may use
     "MODEL": {
-        "MASK_FORMER": {
-            "TEST": {
-                "WINDOW_INFERENCE": False,  # encode a video in chunks of 30 frames to save memory
-            }
-        }
+        "MASK_FORMER": {"TEST": {"WINDOW_INFERENCE": False}},  # see unused.py
+        "MINVIS": {  # (ours) constants of the published code
+            "NUM_PREDICTIONS": 10,  # most (object, class) pairs reported per video
+            "WINDOW_SIZE": 30,  # most frames encoded at once at test time
+        },
     },
 }
 
@@ -173,6 +173,12 @@ VISAGE: dict[str, Any] = {
             "APP_AUX_REID_WEIGHT": 3.0,  # and of its cosine part
         },
         "MASK_FORMER": {"MEMORY_BANK": {"BANK_SIZE": 5}},  # frames remembered per object
+        "VISAGE": {  # (ours) constants of the published code, and what is odd in it
+            "NUM_PREDICTIONS": 0,  # most (object, class) pairs reported per video; 0: as many as there are classes
+            "WINDOW_SIZE": 30,  # most frames encoded at once at test time
+            "NEWEST_WEIGHS_MOST": False,  # in the memory; as published the oldest frame weighs most
+            "SHARED_LABELS": False,  # train as published: absent in one frame of a clip is "no object" in all of them
+        },
     },
 }
 

@@ -48,6 +48,10 @@ UNUSED_KEYS: dict[str, tuple[str, tuple]] = {  # key: (reason, quiet values besi
         (),
     ),
     "MODEL.MASK_FORMER.ENC_LAYERS": (f"{_PUBLISHED}; see MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", ()),
+    "MODEL.MASK_FORMER.TEST.WINDOW_INFERENCE": (
+        "a video is always encoded in pieces; MODEL.MINVIS.WINDOW_SIZE and MODEL.VISAGE.WINDOW_SIZE limit them",
+        (True,),
+    ),
     "MODEL.MASK_FORMER.AGNOSTIC_CLASSIFIER": (_PUBLISHED, ()),
     "MODEL.LBVQ.DROPOUT": (_PUBLISHED, ()),
     "MODEL.LBVQ.MULTI_CLS_ON": (_PUBLISHED, ()),

@@ -7,6 +7,7 @@ import mask2former.modeling  # noqa: F401  # registers backbones, pixel decoder 
 from . import frame_decoder
 from .base import VideoSegmenter
 from .lbvq import LBVQ, Lbvq
+from .minvis import VideoMaskFormer_frame
 from .vita import VITA, Vita
 
-__all__ = ["LBVQ", "VITA", "Lbvq", "VideoSegmenter", "Vita", "frame_decoder"]
+__all__ = ["LBVQ", "VITA", "Lbvq", "VideoMaskFormer_frame", "VideoSegmenter", "Vita", "frame_decoder"]

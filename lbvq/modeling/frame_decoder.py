@@ -1,7 +1,7 @@
 """The frame decoders of the video methods, under their published names.
 
-All of them are Mask2Former's masked-attention decoder, which hands its queries on: in training those of the last
-LAST_LAYER_NUM layers, on which the clip module trains, in evaluation those of the last layer.
+All of them are Mask2Former's masked-attention decoder, which hands its queries on: those of the last layer, or in
+training, for methods with a clip module, those of the last LAST_LAYER_NUM layers.
 """
 
 from __future__ import annotations
@@ -30,3 +30,13 @@ class VitaMultiScaleMaskedTransformerDecoder(MultiScaleMaskedTransformerDecoder)
     def from_config(cls, cfg: Any, in_channels: int, mask_classification: bool = True) -> dict[str, Any]:
         arguments = super().from_config(cfg, in_channels, mask_classification)
         return {**arguments, "last_layer_num": cfg.MODEL.VITA.LAST_LAYER_NUM}
+
+
+@TRANSFORMER_MODULE_REGISTRY.register()
+class VideoMultiScaleMaskedTransformerDecoder_frame(MultiScaleMaskedTransformerDecoder):
+    """Frame decoder of MinVIS: every frame on its own; its queries of the last layer are what is matched."""
+
+
+@TRANSFORMER_MODULE_REGISTRY.register()
+class VisageMultiScaleMaskedTransformerDecoder(MultiScaleMaskedTransformerDecoder):
+    """Frame decoder of VISAGE, the same as MinVIS'."""
