@@ -23,6 +23,7 @@ class _Table:
     place: np.ndarray  # (D,) position of the category, 0 if categories do not matter
     score: np.ndarray  # (D,)
     area: np.ndarray  # (D,)
+    forgiven: np.ndarray  # (D,) does not count when unmatched
     rank: np.ndarray  # (D,) among the detections of the same video and category, 0 is the best
     candidates: Candidates
 
@@ -102,18 +103,38 @@ def _sort(ground_truth: GroundTruth, settings: TubeApSettings, collected: Mappin
     place = category if settings.use_categories else np.zeros_like(category)
     video, score = collected["video"], collected["score"]
     order = np.lexsort((collected["order"], category, -score, video, place))
-    place, video, score = place[order], video[order], score[order]
-    index = np.arange(len(order))
-    is_first = (np.diff(video, prepend=-1) != 0) | (np.diff(place, prepend=-1) != 0)
-    is_first[:1] = True
-    rank = index - np.maximum.accumulate(np.where(is_first, index, 0))
-    new_index = np.empty(len(order), np.int64)
-    new_index[order] = index
+    order = order[_counting(settings, collected)[order]]
+    rank = _rank_in_group(place[order], video[order])
+    new_index = np.full(len(score), -1)
+    new_index[order] = np.arange(len(order))
     detection = new_index[collected["pair_detection"]]
+    kept = detection >= 0
     limit = settings.max_detections[-1]
-    kept = slice(None) if limit is None else rank[detection] < limit
+    if limit is not None:
+        kept &= rank[detection] < limit
     candidates = Candidates(detection[kept], collected["pair_track"][kept], collected["pair_iou"][kept])
-    return _Table(place, score, collected["area"][order], rank, candidates)
+    return _Table(place[order], score[order], collected["area"][order], collected["forgiven"][order], rank, candidates)
+
+
+def _counting(settings: TubeApSettings, collected: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(D,) detections that are among the best of their video, if that is limited, and of a category that counts."""
+    counts = collected["counts"]
+    if settings.max_per_video is None:
+        return counts
+    order = np.lexsort((collected["order"], -collected["score"], collected["video"]))
+    rank = np.empty(len(order), np.int64)
+    rank[order] = _rank_in_group(collected["video"][order])
+    return counts & (rank < settings.max_per_video)
+
+
+def _rank_in_group(*keys: np.ndarray) -> np.ndarray:
+    """Place 0, 1, ... of every row in its group of consecutive rows with equal keys."""
+    is_first = np.zeros(len(keys[0]), bool)
+    is_first[:1] = True
+    for key in keys:
+        is_first[1:] |= key[1:] != key[:-1]
+    index = np.arange(len(is_first))
+    return index - np.maximum.accumulate(np.where(is_first, index, 0))
 
 
 def _ranges(settings: TubeApSettings) -> list[tuple[tuple[float, float], tuple[float, float] | None]]:
@@ -159,8 +180,10 @@ class _Judge:
         is_lost = np.array([settings.id_zero_is_lost and track.id == 0 for track in tracks] + [True], bool)
         is_ignored = np.concatenate((ignored, np.zeros((1, ignored.shape[1]), bool)))
         matched = ~is_lost[choice]
+        # An unmatched detection counts only in the ranges of its own area.
         areas = [area for area, _ in _ranges(settings)]
-        self._outside = np.stack([(table.area < low) | (table.area > high) for low, high in areas], axis=1)
+        outside = np.stack([(table.area < low) | (table.area > high) for low, high in areas], axis=1)
+        self._outside = outside | table.forgiven[:, None]
         skipped = is_ignored[choice, np.arange(ignored.shape[1])[:, None]]
         skipped |= ~matched & self._outside[with_candidates][..., None]
         self._true, self._false = matched & ~skipped, ~matched & ~skipped

@@ -34,6 +34,8 @@ class Video:
     size: tuple[int, int] | None  # height, width
     length: int | None  # T
     file_names: Sequence[str] = ()
+    negative_categories: frozenset[int] = frozenset()  # known to be absent
+    partly_annotated_categories: frozenset[int] = frozenset()  # some objects have no annotation
 
     @property
     def name(self) -> str:
@@ -118,7 +120,8 @@ class GroundTruth:
             length = entry.get("length", len(names) or None)
             if length is not None and (not _is_integer(length) or length < 1):
                 raise ValueError(f"{where}: 'length' must be a positive number of frames, got {length!r}")
-            videos[video_id] = Video(video_id, size, length, names)
+            lists = [frozenset(entry.get(key) or ()) for key in ("neg_category_ids", "not_exhaustive_category_ids")]
+            videos[video_id] = Video(video_id, size, length, names, *lists)
         return videos
 
     def _read_track(self, index: int, entry: Any, file: MaskFile) -> Track:

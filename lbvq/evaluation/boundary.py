@@ -11,10 +11,10 @@ import math
 
 import numpy as np
 
-from lbvq.evaluation.overlap import TubeRuns, divide
+from lbvq.evaluation.overlap import TubeRuns, divide, ranges
 
 DILATION_RATIO = 0.02
-_MAX_GATHERED_WORDS = 1 << 21  # of both masks of the pairs that are compared at once
+_MAX_GATHERED_WORDS = 1 << 18  # of both masks of the pairs that are compared at once
 
 
 def boundary_width(size_hw: tuple[int, int], dilation_ratio: float = DILATION_RATIO) -> int:
@@ -60,8 +60,7 @@ class BoundaryTubes:
         self._count(stops, (len(index), num_frames))
 
     def _count(self, stops: np.ndarray, shape: tuple[int, int]) -> None:
-        pixels = np.concatenate(([0], np.cumsum(count_bits(self.words).sum(1, dtype=np.int64))))
-        self.areas = (pixels[stops] - pixels[self.first]).reshape(shape)
+        self.areas = _sum_bits(self.words, stops - self.first).reshape(shape)
         self.first, self.left, self.width = (each.reshape(shape) for each in (self.first, self.left, self.width))
 
 
@@ -97,42 +96,29 @@ def _intersect(detections: BoundaryTubes, tracks: BoundaryTubes, pairs: np.ndarr
     right = np.minimum(*((side.left + side.width)[rows, frames] for side, rows, frames in (d, g)))
     left = np.maximum(left_d, left_g)
     num_columns = np.where(counted, np.maximum(right - left, 0), 0)
-    inside = _ranges(num_columns.ravel())
+    inside = ranges(num_columns.ravel())
     columns = []
     for (side, rows, frames), own_left in zip((d, g), (left_d, left_g), strict=True):
         begin = side.first[rows, frames] + left - own_left
         columns.append(side.words[np.repeat(begin.ravel(), num_columns.ravel()) + inside])
-    pixels = count_bits(columns[0] & columns[1]).sum(1, dtype=np.int64)
-    pair = np.repeat(np.arange(len(pairs)), num_columns.sum(1))
-    return np.bincount(pair, weights=pixels, minlength=len(pairs)).astype(np.int64)
-
-
-def _ranges(lengths: np.ndarray) -> np.ndarray:
-    """Lengths [2, 0, 3] -> [0, 1, 0, 1, 2]."""
-    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return _sum_bits(columns[0] & columns[1], num_columns.sum(1))
 
 
 def _column_runs(tubes: TubeRuns, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Runs of some tubes cut at column ends: start row, end row, column of the tube, which tube of `index`."""
-    height = tubes.size_hw[0]
+    """Runs of the tubes at `index`: first row of pixels, row behind the last, column in the tube, and which tube."""
     num_rows = tubes.first[index + 1] - tubes.first[index]
-    rows = np.repeat(tubes.first[index], num_rows) + _ranges(num_rows)
-    bounds = tubes.bounds[rows].astype(np.int64)
+    rows = np.repeat(tubes.first[index], num_rows) + ranges(num_rows)
     tube = np.repeat(np.arange(len(index)), num_rows)
-    shown = bounds[:, 1] > bounds[:, 0]
-    bounds, tube = bounds[shown], tube[shown]
-    # Runs that touch are one run; a file may cut them anywhere.
-    touching = (bounds[1:, 0] == bounds[:-1, 1]) & (tube[1:] == tube[:-1])
-    start = bounds[np.concatenate((np.ones(len(bounds[:1]), bool), ~touching)), 0]
-    closing = np.concatenate((~touching, np.ones(len(bounds[:1]), bool)))
-    end, tube = bounds[closing, 1], tube[closing]
-    column = start // height
-    num_columns = (end - 1) // height - column + 1
-    if (num_columns > 1).any():
-        start, end, tube, column = (np.repeat(each, num_columns) for each in (start, end, tube, column))
-        column += _ranges(num_columns)
-    top = column * height
-    return np.maximum(start - top, 0), np.minimum(end - top, height), column, tube
+    shown = tubes.end[rows] > tubes.start[rows]
+    rows, tube = rows[shown], tube[shown]
+    start, end, column = tubes.start[rows], tubes.end[rows], tubes.column[rows]
+    # Runs that touch inside a column are one run; a file may cut them anywhere.
+    goes_on = (start[1:] == end[:-1]) & (column[1:] == column[:-1]) & (tube[1:] == tube[:-1])
+    if goes_on.any():
+        opening = np.concatenate(([True], ~goes_on))
+        start, end, column, tube = start[opening], end[np.append(~goes_on, True)], column[opening], tube[opening]
+    top = column * tubes.size_hw[0]
+    return start - top, end - top, column, tube
 
 
 def _paint(slot: np.ndarray, start: np.ndarray, end: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -159,6 +145,17 @@ def _erode_across(words: np.ndarray, radius: int) -> np.ndarray:
     eroded = np.zeros_like(words)  # so far a column holds the AND of itself and those to its right
     eroded[radius:] = words[: len(words) - radius]
     return eroded
+
+
+def _sum_bits(words: np.ndarray, num_columns: np.ndarray) -> np.ndarray:
+    """Number of set bits in each of n groups of consecutive columns; columns behind the last group do not count."""
+    sums = np.zeros(len(num_columns), np.int64)
+    filled = np.flatnonzero(num_columns)
+    if len(filled):
+        first = (np.cumsum(num_columns) - num_columns)[filled] * words.shape[1]
+        bits = count_bits(words[: num_columns.sum()]).reshape(-1)
+        sums[filled] = np.add.reduceat(bits, first, dtype=np.int64)
+    return sums
 
 
 def count_bits(words: np.ndarray) -> np.ndarray:

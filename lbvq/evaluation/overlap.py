@@ -7,22 +7,27 @@ whole video: sum of the intersections over sum of the unions, not a mean over fr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 
 from lbvq.evaluation.annotations import Masks
 from lbvq.evaluation.runs import decode_masks
 
+_MAX_TABLES = 4  # of runs per column; masks with more runs in a column are rare
+
 
 class TubeRuns:
     """N decoded tubes whose frames all have one size.
 
     Attributes:
-        bounds: (R, 2) start and end of every foreground run, in pixels from the start of its tube.
-        first: (N + 1,) row of `bounds` at which each tube begins.
-        areas: (N, T) foreground pixels in each frame; T is the longest tube's.
+        size_hw: height and width of the frames.
         lengths: (N,) frames of each tube.
+        areas: (N, T) foreground pixels in each frame; T is the longest tube's.
+        start: (R,) first pixel of every foreground run, counted from the start of its tube. No run spans columns.
+        end: (R,) pixel behind its last one; runs of length zero may occur.
+        column: (R,) its column, counted from the start of the tube: frame * width + x.
+        first: (N + 1,) row at which each tube begins.
     """
 
     def __init__(self, tubes: Sequence[Masks], size_hw: tuple[int, int], where: Callable[[int, int], str]) -> None:
@@ -33,22 +38,22 @@ class TubeRuns:
             size_hw: of every frame.
             where: place of (tube, frame) for the message about a broken mask.
         """
+        self.size_hw = size_hw
         self.lengths = np.fromiter(map(len, tubes), np.int64, len(tubes))
-        flat = [mask for masks in tubes for mask in masks]
+        flat = list(chain.from_iterable(tubes))
         texts = list(filter(None, flat))
         tube = np.repeat(np.arange(len(tubes)), self.lengths)
-        frame = np.arange(len(flat)) - np.repeat(np.cumsum(self.lengths) - self.lengths, self.lengths)
+        frame = ranges(self.lengths)
         if len(texts) < len(flat):
             shown = np.fromiter((mask is not None for mask in flat), bool, len(flat))
             tube, frame = tube[shown], frame[shown]
         sizes = np.broadcast_to(np.array(size_hw, np.int64), (len(texts), 2))
         offsets = frame * (size_hw[0] * size_hw[1])
         runs = decode_masks(texts, sizes, offsets, lambda index: where(int(tube[index]), int(frame[index])))
-        self.size_hw = size_hw
-        self.bounds = runs.bounds
-        self.first = runs.first[np.searchsorted(tube, np.arange(len(tubes) + 1))]
         self.areas = np.zeros((len(tubes), int(self.lengths.max(initial=0))), np.int64)
         self.areas[tube, frame] = runs.areas
+        first = runs.first[np.searchsorted(tube, np.arange(len(tubes) + 1))]
+        self.start, self.end, self.column, self.first = _cut_at_columns(runs.start, runs.end, first, size_hw[0])
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -57,6 +62,33 @@ class TubeRuns:
         """(N,) mean area over the frames in which the tube is not empty, 0 for a tube without any."""
         num_frames = np.count_nonzero(self.areas, axis=1)
         return self.areas.sum(1) / np.maximum(num_frames, 1)
+
+    def rows(self, index: int) -> slice:
+        """Rows of one tube."""
+        return slice(int(self.first[index]), int(self.first[index + 1]))
+
+
+def _cut_at_columns(
+    start: np.ndarray, end: np.ndarray, first: np.ndarray, height: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Cut runs that go on in the next column; returns start, end, column and first, see `TubeRuns`."""
+    column = start // height
+    top = column * height
+    long = np.flatnonzero(end - top > height)
+    if len(long) == 0:
+        return start, end, column, first
+    num_columns = np.ones(len(start), np.int64)
+    num_columns[long] = (end[long] - 1) // height - column[long] + 1
+    row = np.repeat(np.arange(len(start)), num_columns)
+    column = column[row] + ranges(num_columns).astype(column.dtype)
+    top = column * height
+    start, end = np.maximum(start[row], top), np.minimum(end[row], top + height)
+    return start, end, column, np.concatenate(([0], np.cumsum(num_columns)))[first]
+
+
+def ranges(lengths: np.ndarray) -> np.ndarray:
+    """Lengths [2, 0, 3] -> [0, 1, 0, 1, 2]."""
+    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
 def tube_iou(
@@ -103,28 +135,65 @@ def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 
 def intersect(detections: TubeRuns, tracks: TubeRuns, pairs: np.ndarray) -> np.ndarray:
-    """(P, 2) index of detection and track -> (P,) int64 pixels that lie in both.
-
-    The number of foreground pixels of a track before position x is a piecewise linear function of x with corners at its
-    runs; summing its growth over the runs of a detection gives the intersection. Both are sorted, so interpolation
-    walks along. float64 holds all these integers exactly.
-    """
+    """(P, 2) index of detection and track -> (P,) int64 pixels that lie in both."""
     result = np.zeros(len(pairs), np.int64)
     order = np.argsort(pairs[:, 1], kind="stable")
     cuts = np.flatnonzero(np.diff(pairs[order, 1], prepend=-1, append=-1))
-    for start, stop in pairwise(cuts.tolist()):
-        members = order[start:stop]
-        track = pairs[members[0], 1]
-        corners = tracks.bounds[tracks.first[track] : tracks.first[track + 1]]
-        if len(corners) == 0:
-            continue
-        before = np.zeros(corners.shape)
-        np.cumsum(corners[:, 1] - corners[:, 0], out=before[:, 1])
-        before[1:, 0] = before[:-1, 1]
-        corners, before = corners.ravel().astype(np.float64), before.ravel()
-        for member in members:
-            detection = pairs[member, 0]
-            bounds = detections.bounds[detections.first[detection] : detections.first[detection + 1]]
-            covered = np.interp(bounds.ravel(), corners, before)
-            result[member] = covered[1::2].sum() - covered[::2].sum()
+    for begin, stop in pairwise(cuts.tolist()):
+        members = order[begin:stop]
+        lookup = _ColumnLookup(tracks, int(pairs[members[0], 1]), detections.areas.shape[1])
+        for member, detection in zip(members.tolist(), pairs[members, 0].tolist(), strict=True):
+            result[member] = lookup.count(detections, detection)
     return result
+
+
+class _ColumnLookup:
+    """Counts the pixels that one tube shares with others.
+
+    Most columns of most masks have a single run, so a table from column to run finds what a run of another tube may
+    overlap. Further runs of a column go to further tables, and if there are many, to interpolation.
+    """
+
+    def __init__(self, tubes: TubeRuns, index: int, num_frames: int) -> None:
+        """Prepare for tube `index` and others of at most `num_frames` frames."""
+        rows = tubes.rows(index)
+        start, end, column = tubes.start[rows], tubes.end[rows], tubes.column[rows]
+        shown = end > start
+        start, end, column = start[shown], end[shown], column[shown]
+        num_columns = max(num_frames, tubes.areas.shape[1]) * tubes.size_hw[1] + 1  # runs of length 0 may lie behind
+        self._tables: list[tuple[np.ndarray, np.ndarray]] = []
+        while len(start) and len(self._tables) < _MAX_TABLES:
+            table_start, table_end = np.zeros(num_columns, start.dtype), np.zeros(num_columns, start.dtype)
+            table_start[column], table_end[column] = start, end  # of several runs the last one stays
+            self._tables.append((table_start, table_end))
+            hidden = np.flatnonzero(table_end[column] != end)
+            start, end, column = start[hidden], end[hidden], column[hidden]
+        self._curve = _growth_curve(start, end) if len(start) else None
+
+    def count(self, tubes: TubeRuns, index: int) -> int:
+        """Number of pixels that tube `index` shares with ours."""
+        rows = tubes.rows(index)
+        start, end, column = tubes.start[rows], tubes.end[rows], tubes.column[rows]
+        total = 0
+        for place, (table_start, table_end) in enumerate(self._tables):
+            last = table_end.take(column)
+            if place > 0:  # few columns have a second run
+                several = np.flatnonzero(last)
+                start, end, column, last = start[several], end[several], column[several], last[several]
+            shared = np.minimum(end, last)
+            shared -= np.maximum(start, table_start.take(column))
+            total += int(np.maximum(shared, 0, out=shared).sum())
+        if self._curve is not None:
+            total += round(float((np.interp(end, *self._curve) - np.interp(start, *self._curve)).sum()))
+        return total
+
+
+def _growth_curve(start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Corners (x, y) of the function that tells how many pixels of these runs lie before pixel x.
+
+    It is piecewise linear, so interpolation gives it everywhere; float64 holds all these integers exactly.
+    """
+    before = np.zeros((len(start), 2))
+    np.cumsum(end - start, out=before[:, 1])
+    before[1:, 0] = before[:-1, 1]
+    return np.stack((start, end), axis=1).ravel().astype(np.float64), before.ravel()

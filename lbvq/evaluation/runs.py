@@ -21,15 +21,16 @@ MAX_PIXELS = 2**28  # of one frame, as in lbvq.rle; it also bounds a single run 
 _QUOTE = ord('"') - ord("0") + 256  # a quotation mark, counted as a base-32 digit in uint8
 _BACKSLASH = ord("\\") - ord("0")
 _MAX_EXTRA_DIGITS = 5  # six digits hold every run of MAX_PIXELS; longer numbers take the slow way
-_PORTION_BYTES = 1 << 17
+_PORTION_BYTES = 1 << 18
 _MAX_FACTOR = 10**8  # nine decimals hold every run of MAX_PIXELS
 
 
 class FrameRuns(NamedTuple):
-    """Foreground runs of F masks that belong to tubes."""
+    """Foreground runs of F masks that belong to tubes; runs of length zero may occur."""
 
-    bounds: np.ndarray  # (R, 2) start and end (exclusive) of every run, in pixels from the start of its tube
-    first: np.ndarray  # (F + 1,) row of `bounds` at which each mask begins; runs of length zero may occur
+    start: np.ndarray  # (R,) first pixel of every run, counted from the start of its tube
+    end: np.ndarray  # (R,) pixel behind its last one
+    first: np.ndarray  # (F + 1,) row at which each mask begins
     areas: np.ndarray  # (F,) int64, foreground pixels of each mask
 
 
@@ -63,20 +64,19 @@ def decode_masks(
 
 def _portions(texts: Sequence[bytes]) -> list[tuple[int, int]]:
     """Cut the masks into portions whose arrays fit the processor's cache, which is twice as fast as one large array."""
-    total = np.cumsum([0, *map(len, texts)])
-    num_portions = max(1, -(-int(total[-1]) // _PORTION_BYTES))
-    cuts = np.searchsorted(total, np.linspace(0, total[-1], num_portions + 1))
-    cuts[-1] = len(texts)
-    return [(start, stop) for start, stop in pairwise(cuts.tolist()) if start < stop]
+    total = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
+    num_bytes = int(total[-1]) if len(texts) else 0
+    num_portions = -(-num_bytes // _PORTION_BYTES)
+    cuts = np.searchsorted(total, np.arange(1, num_portions) * (num_bytes / max(1, num_portions)))
+    return [(start, stop) for start, stop in pairwise([0, *cuts.tolist(), len(texts)]) if start < stop]
 
 
 def _concatenate(parts: list[FrameRuns]) -> FrameRuns:
-    if len(parts) == 1:
-        return parts[0]
-    bounds = np.concatenate([part.bounds for part in parts] or [np.zeros((0, 2), np.int32)])
-    areas = np.concatenate([part.areas for part in parts] or [np.zeros(0, np.int64)])
-    rows = np.concatenate([np.diff(part.first) for part in parts] or [np.zeros(0, np.int64)])
-    return FrameRuns(bounds, np.concatenate(([0], np.cumsum(rows))), areas)
+    if not parts:
+        return FrameRuns(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(1, np.int64), np.zeros(0, np.int64))
+    start, end, areas = (np.concatenate([getattr(part, key) for part in parts]) for key in ("start", "end", "areas"))
+    rows = np.concatenate([np.diff(part.first) for part in parts])
+    return FrameRuns(start, end, np.concatenate(([0], np.cumsum(rows))), areas)
 
 
 def _rewrite(texts: Sequence[bytes], sizes: np.ndarray, where: Callable[[int], str]) -> list[bytes]:
@@ -117,7 +117,7 @@ def _place(counts: np.ndarray, first: np.ndarray, num_pixels: np.ndarray, offset
     positions = np.cumsum(counts.ravel(), dtype=counts.dtype)
     if positions.min() < 0 or positions.max() > stops.max() or (positions[2 * ends - 1] != stops).any():
         raise _UnusualMasksError
-    return FrameRuns(positions.reshape(-1, 2), first, areas.astype(np.int64))
+    return FrameRuns(positions[::2], positions[1::2], first, areas.astype(np.int64))
 
 
 def _read_compressed(blob: bytes, num_masks: int, dtype: type) -> tuple[np.ndarray, np.ndarray]:

@@ -26,12 +26,15 @@ from lbvq.evaluation.tube_ap_result import TubeApResult
 from lbvq.evaluation.tube_ap_settings import TubeApSettings
 
 _FRAMES_AT_ONCE = 2048  # masks that are decoded together
+_BOUNDARIES_AT_ONCE = 512  # masks whose boundaries are held together
 _PART_TYPES = {  # what is kept of each detection, and of each pair of detection and track
     "order": np.int64,
     "video": np.int64,
     "category": np.int64,
     "score": np.float64,
     "area": np.float64,
+    "counts": bool,
+    "forgiven": bool,
     "pair_detection": np.int64,
     "pair_track": np.int64,
     "pair_iou": np.float64,
@@ -56,9 +59,11 @@ class TubeAP:
         self.ground_truth = ground_truth if isinstance(ground_truth, GroundTruth) else GroundTruth(ground_truth)
         self.settings = replace(settings or TubeApSettings(), **changes)
         self._tracks_of: dict[int, list[int]] = defaultdict(list)  # video id -> positions in ground_truth.tracks
+        self._categories_of: dict[int, set[int]] = defaultdict(set)
         for index, track in enumerate(self.ground_truth.tracks):
             self._check_length(self.ground_truth.videos[track.video_id], len(track.masks), self._name_track(index))
             self._tracks_of[track.video_id].append(index)
+            self._categories_of[track.video_id].add(track.category_id)
         self._smallest_iou = min(self.settings.iou_thresholds[0], 1 - 1e-10)
         self.reset()
 
@@ -77,14 +82,14 @@ class TubeAP:
         """
         detections = read_predictions(predictions, self.ground_truth, name)
         source = str(predictions) if isinstance(predictions, (str, Path)) else name
-        by_video: dict[int, list[int]] = defaultdict(list)
-        for index, detection in enumerate(detections):
+        for detection in detections:
             video = self.ground_truth.videos[detection.video_id]
             self._check_length(video, len(detection.masks), f"{source}: detection {detection.index} (video {video.id})")
-            by_video[video.id].append(index)
-        for video_ids in self._batches({video: len(members) for video, members in by_video.items()}):
-            members = [index for video in video_ids for index in by_video[video]]
-            self._add([detections[index] for index in members], np.array(members), video_ids, source)
+        parts = [
+            self._compare([detections[index] for index in members], np.array(members), source)
+            for members in self._batches(detections)
+        ]
+        self._parts += parts  # all or nothing: a broken mask leaves no trace
         self._num_detections += len(detections)
         return self
 
@@ -125,26 +130,37 @@ class TubeAP:
         if length != video.length and not self.settings.different_lengths:
             raise ValueError(f"{where}: expected {video.length} segmentations, one per frame, got {length}")
 
-    def _batches(self, num_detections: Mapping[int, int]) -> Iterator[list[int]]:
-        """Cut the videos into batches of one frame size and a bounded number of masks."""
-        videos = [self.ground_truth.videos[video_id] for video_id in num_detections]
-        batch: list[Video] = []
-        num_masks = 0
-        for video in sorted(videos, key=lambda video: (video.size or (0, 0), video.id)):
-            if batch and (video.size != batch[0].size or num_masks > _FRAMES_AT_ONCE):
-                yield [each.id for each in batch]
-                batch, num_masks = [], 0
-            batch.append(video)
-            num_masks += num_detections[video.id] * (video.length or 0)
-        if batch:
-            yield [each.id for each in batch]
+    def _batches(self, detections: list[Detection]) -> Iterator[list[int]]:
+        """Positions of the detections, in batches of one frame size and a bounded number of masks.
 
-    def _add(self, detections: list[Detection], order: np.ndarray, video_ids: list[int], source: str) -> None:
-        """Compare the detections of some videos of one frame size with their tracks and keep the numbers."""
+        A video is cut only if it is long: its tracks are decoded once per batch.
+        """
+        videos = self.ground_truth.videos
+        order = sorted(
+            range(len(detections)),
+            key=lambda index: (videos[detections[index].video_id].size or (1, 1), detections[index].video_id),
+        )
+        batch: list[int] = []
+        num_masks = 0
+        for index in order:
+            video = videos[detections[index].video_id]
+            last = videos[detections[batch[-1]].video_id] if batch else video
+            too_many = num_masks > (4 if video is last else 1) * _FRAMES_AT_ONCE
+            if batch and (video.size != last.size or too_many):
+                yield batch
+                batch, num_masks = [], 0
+            batch.append(index)
+            num_masks += len(detections[index].masks)
+        if batch:
+            yield batch
+
+    def _compare(self, detections: list[Detection], order: np.ndarray, source: str) -> dict[str, np.ndarray]:
+        """Compare detections of one frame size with their tracks; returns the numbers to keep, see _PART_TYPES."""
         truth = self.ground_truth
+        video_ids = dict.fromkeys(detection.video_id for detection in detections)
         track_index = np.array([index for video_id in video_ids for index in self._tracks_of.get(video_id, ())], int)
         tracks = [truth.tracks[index] for index in track_index]
-        size = truth.videos[video_ids[0]].size or (1, 1)  # without any mask the size does not matter
+        size = truth.videos[detections[0].video_id].size or (1, 1)  # without any mask the size does not matter
 
         def where_detection(index: int, frame: int) -> str:
             detection = detections[index]
@@ -168,18 +184,30 @@ class TubeAP:
         for index, track, area in zip(track_index.tolist(), tracks, wanted.mean_areas().tolist(), strict=True):
             if self.settings.areas == "masks" or track.area is None:
                 self._track_areas[index] = area
-        self._parts.append(
-            {
-                "order": order + self._num_detections,
-                "video": np.array([detection.video_id for detection in detections], np.int64),
-                "category": np.array([detection.category_id for detection in detections], np.int64),
-                "score": np.array([detection.score for detection in detections], np.float64),
-                "area": areas,
-                "pair_detection": pairs[:, 0],
-                "pair_track": track_index[pairs[:, 1]],
-                "pair_iou": iou,
-            }
-        )
+        return {
+            "order": order + self._num_detections,
+            "video": np.array([detection.video_id for detection in detections], np.int64),
+            "category": np.array([detection.category_id for detection in detections], np.int64),
+            "score": np.array([detection.score for detection in detections], np.float64),
+            "area": areas,
+            **self._federation(detections),
+            "pair_detection": pairs[:, 0],
+            "pair_track": track_index[pairs[:, 1]],
+            "pair_iou": iou,
+        }
+
+    def _federation(self, detections: list[Detection]) -> dict[str, np.ndarray]:
+        """Whether detections count, and whether they are forgiven when unmatched; see `TubeApSettings.federated`."""
+        if not self.settings.federated:
+            yes, no = np.ones(len(detections), bool), np.zeros(len(detections), bool)
+            return {"counts": yes, "forgiven": no}
+        counts, forgiven = [], []
+        for detection in detections:
+            video = self.ground_truth.videos[detection.video_id]
+            present = detection.category_id in self._categories_of[video.id]
+            counts.append(present or detection.category_id in video.negative_categories)
+            forgiven.append(detection.category_id in video.partly_annotated_categories)
+        return {"counts": np.array(counts, bool), "forgiven": np.array(forgiven, bool)}
 
     def _pairs(self, detections: list[Detection], tracks: list[Track]) -> np.ndarray:
         """(P, 2) index of detection and track of one video and, unless categories do not matter, one category."""
@@ -205,17 +233,21 @@ class TubeAP:
         self, found: TubeRuns, wanted: TubeRuns, is_crowd: np.ndarray, pairs: np.ndarray, iou: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Lower the IoU of each pair to that of the boundaries, for tracks that are not crowd, and drop small ones."""
+        track_index, track = np.unique(pairs[:, 1], return_inverse=True)
+        edges = BoundaryTubes(wanted, track_index, self.settings.boundary_ratio)
         compared = np.flatnonzero(~is_crowd[pairs[:, 1]])
+        per_step = max(1, _BOUNDARIES_AT_ONCE // max(1, found.areas.shape[1]))
         detection_index, detection = np.unique(pairs[compared, 0], return_inverse=True)
-        track_index, track = np.unique(pairs[compared, 1], return_inverse=True)
-        ratio = self.settings.boundary_ratio
-        boundary = boundary_iou(
-            BoundaryTubes(found, detection_index, ratio),
-            BoundaryTubes(wanted, track_index, ratio),
-            np.stack((detection, track), axis=1),
-            np.minimum(found.lengths[pairs[compared, 0]], wanted.lengths[pairs[compared, 1]]),
-        )
-        iou[compared] = np.minimum(iou[compared], boundary)
+        for step in range(0, len(detection_index), per_step):
+            part = np.flatnonzero((detection >= step) & (detection < step + per_step))
+            chosen = compared[part]
+            boundary = boundary_iou(
+                BoundaryTubes(found, detection_index[step : step + per_step], self.settings.boundary_ratio),
+                edges,
+                np.stack((detection[part] - step, track[chosen]), axis=1),
+                np.minimum(found.lengths[pairs[chosen, 0]], wanted.lengths[pairs[chosen, 1]]),
+            )
+            iou[chosen] = np.minimum(iou[chosen], boundary)
         enough = iou >= self._smallest_iou
         return pairs[enough], iou[enough]
 

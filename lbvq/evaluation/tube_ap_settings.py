@@ -28,6 +28,9 @@ class TubeApSettings:
         one_to_one: a track can be matched once.
         areas: "file" takes areas of tracks from the file where it has them, "masks" measures them, "none" counts
             everything as area 0.
+        max_per_video: limit per video over all categories, applied first; None keeps all.
+        federated: as in LVIS: a category counts in a video only if it occurs there or is listed as absent, and where
+            its annotation is known to be incomplete unmatched detections are forgiven.
         different_lengths: accept detections and tracks of other lengths than their video and drop the extra frames.
         id_zero_is_lost: a detection matched to the track with id 0 counts as unmatched.
     """
@@ -43,6 +46,8 @@ class TubeApSettings:
     crowd_takes_many: bool = True
     one_to_one: bool = True
     areas: str = "file"
+    max_per_video: int | None = None
+    federated: bool = False
     different_lengths: bool = False
     id_zero_is_lost: bool = False
 
