@@ -147,19 +147,19 @@ class MSDeformAttn(nn.Module):
         value = self.value_proj(value)
         if padding_mask is not None:
             value = value.masked_fill(padding_mask[..., None], 0.0)
-        points, weights = self._points_and_weights(query, reference_points, sizes)
         # Half precision could not tell neighbouring cells of a large map apart.
         dtype = torch.promote_types(value.dtype, torch.float32)
+        points, weights = self._points_and_weights(query, reference_points.to(dtype), sizes)
         kernel = KERNELS[self.kernel or choose_kernel(value)]
-        sampled = kernel(value.to(dtype).unflatten(-1, (self.n_heads, -1)), sizes, points.to(dtype), weights.to(dtype))
+        sampled = kernel(value.to(dtype).unflatten(-1, (self.n_heads, -1)), sizes, points, weights)
         return sampled.to(value.dtype)
 
     def _points_and_weights(self, query: Tensor, reference_points: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
-        """Where every query looks and how much each point counts, in the layout that kernels take."""
+        """Where every query looks and how much each point counts, as kernels take it, as precise as the references."""
         if reference_points.shape[-1] not in (2, 4):
             raise ValueError(f"reference_points must end in 2 or 4 numbers, got shape {tuple(reference_points.shape)}.")
         layout = (self.n_heads, self.n_levels, self.n_points)
-        projected = self._project_transposed(query)
+        projected = self._project_transposed(query).to(reference_points.dtype)
         offsets = projected[:, : self.sampling_offsets.out_features].unflatten(1, (2, *layout))
         logits = projected[:, self.sampling_offsets.out_features :].unflatten(1, (self.n_heads, -1))
         weights = logits.softmax(dim=2).unflatten(2, layout[1:])

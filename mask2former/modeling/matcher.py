@@ -42,11 +42,12 @@ class HungarianMatcher(nn.Module):
         Returns:
             B matches; an image without objects has an empty one, and with G > Q some objects stay unmatched.
         """
-        matches = []
-        for image, target in enumerate(targets):
-            name = target.get("name", f"image {image} of the batch")
-            matches.append(assign(self.cost(outputs, target, image), name))
-        return matches
+        # All costs first: a GPU computes the next while the first is copied.
+        costs = [self.cost(outputs, target, image) for image, target in enumerate(targets)]
+        return [
+            assign(cost, target.get("name", f"image {image} of the batch"))
+            for image, (cost, target) in enumerate(zip(costs, targets, strict=True))
+        ]
 
     def cost(self, outputs: dict[str, Any], target: dict[str, Any], image: int) -> Tensor:
         """Cost of giving object g of an image to query q: (Q, G) float32."""

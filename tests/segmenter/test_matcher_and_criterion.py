@@ -8,7 +8,9 @@ import torch
 from fixed_points import fixed_rand
 from helpers import GOLDEN
 
-from mask2former.modeling.criterion import SetCriterion, dice_loss, sigmoid_ce_loss
+from mask2former import points as points_module
+from mask2former.modeling import criterion as criterion_module
+from mask2former.modeling.criterion import SetCriterion, average_over_processes, dice_loss, sigmoid_ce_loss
 from mask2former.modeling.matcher import (
     HungarianMatcher,
     assign,
@@ -155,3 +157,51 @@ def test_the_order_of_objects_does_not_matter(golden, targets):
         second, _ = make_criterion()(outputs, flipped)
     for name, loss in first.items():
         close(second[name], loss)
+
+
+def test_bool_targets_are_read_in_parts_and_give_the_numbers_of_float_ones(monkeypatch, golden):
+    points, masks = torch.rand(1, 30, 2), golden["crit/tgt_masks0"].bool()
+    want = point_sample(masks[None].float(), points)
+    monkeypatch.setattr(points_module, "CONVERTED_AT_ONCE", masks[0].numel())
+    assert torch.equal(point_sample(masks[None], points), want)
+    each = point_sample(masks[:, None], points.expand(len(masks), -1, -1))
+    close(each[:, 0], want[0])
+
+
+def test_points_of_a_large_half_precision_map_are_read_exactly():
+    maps = torch.arange(2000.0).view(1, 1, 1, 2000).half()
+    centres = torch.stack(((torch.arange(2000) + 0.5) / 2000, torch.full((2000,), 0.5)), dim=1)[None]
+    close(point_sample(maps, centres).flatten()[1:-1], maps.float().flatten()[1:-1])
+
+
+def test_points_of_no_maps_are_none():
+    assert point_sample(torch.zeros(0, 1, 4, 4), torch.zeros(0, 7, 2)).shape == (0, 1, 7)
+    assert uncertain_points(torch.zeros(0, 1, 4, 4), 8).shape == (0, 8, 2)
+
+
+def test_mask_losses_are_divided_by_the_mean_count_of_all_processes_and_at_least_one(monkeypatch):
+    assert average_over_processes(5, torch.device("cpu")) == 5
+    assert average_over_processes(0, torch.device("cpu")) == 1
+
+    class TwoProcesses:
+        """The other process counts seven masks."""
+
+        is_available = is_initialized = staticmethod(lambda: True)
+        get_world_size = staticmethod(lambda: 2)
+
+        @staticmethod
+        def all_reduce(count):
+            count += 7
+
+    monkeypatch.setattr(criterion_module, "dist", TwoProcesses)
+    assert average_over_processes(4, torch.device("cpu")) == 5.5
+    assert average_over_processes(0, torch.device("cpu")) == 3.5
+
+
+def test_half_precision_outputs_give_finite_float32_losses(golden, targets):
+    outputs = {"pred_logits": golden["crit/logits"].half(), "pred_masks": golden["crit/masks"].half()}
+    with fixed_rand():
+        losses, _ = make_criterion()(outputs, targets)
+    for name, loss in losses.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, golden[f"crit/{name}"], rtol=0.01, atol=0.01)
