@@ -8,6 +8,7 @@ from . import frame_decoder
 from .base import VideoSegmenter
 from .lbvq import LBVQ, Lbvq
 from .minvis import VideoMaskFormer_frame
+from .visage import VISAGE
 from .vita import VITA, Vita
 
-__all__ = ["LBVQ", "VITA", "Lbvq", "VideoMaskFormer_frame", "VideoSegmenter", "Vita", "frame_decoder"]
+__all__ = ["LBVQ", "VISAGE", "VITA", "Lbvq", "VideoMaskFormer_frame", "VideoSegmenter", "Vita", "frame_decoder"]

@@ -46,7 +46,7 @@ class FrameMatching(OnlineSegmenter):
                 "frames %d to %d: the network's outputs are not finite; objects wait for the next frame. Set "
                 "TEST.AMP.ENABLED False if this happens often.",
                 encoded.start,
-                encoded.start + len(evidence["queries"]) - 1,
+                encoded.start + len(evidence["logits"]) - 1,
             )
         return evidence
 
@@ -55,7 +55,7 @@ class FrameMatching(OnlineSegmenter):
         if state:
             order = self.match(state, frame)
         else:
-            order = torch.arange(len(frame["queries"]))
+            order = torch.arange(len(frame["logits"]))
         aligned = {name: tensor[order] for name, tensor in frame.items()}
         state = {**self.remember(state, aligned), **add_logits(state, aligned["logits"])}
         return state, StepMasks(evidence["masks"], order.to(evidence["masks"].device))

@@ -47,7 +47,7 @@ def clip_target(
     masks = stack_masks(instances, padded_size, device, name)
     ids = valid_ids(torch.stack([frame.gt_ids for frame in instances], dim=1).to(device), masks)
     kept = (ids != ABSENT).any(dim=1)  # (N,)
-    labels = first_known_class([frame.gt_classes for frame in instances])[kept.cpu()]
+    labels = first_known_class([classes_of_present(frame) for frame in instances])[kept.cpu()]
     check_classes(labels, num_classes, name)
     labels, ids, masks = labels.to(device), ids[kept], masks[kept]
     return {
@@ -105,6 +105,11 @@ def stack_masks(
 def valid_ids(ids: Tensor, masks: Tensor) -> Tensor:
     """Mark an instance absent (-1) in the frames where its mask is empty. (N, T), (N, T, H, W) -> (N, T)."""
     return torch.where(masks.flatten(2).any(dim=2), ids, ABSENT)
+
+
+def classes_of_present(frame: Any) -> Tensor:
+    """Class of each instance of a frame, (N,); -1 for those that are absent, which MinVIS and VISAGE give class K."""
+    return torch.where(frame.gt_ids == ABSENT, ABSENT, frame.gt_classes)
 
 
 def first_known_class(classes: list[Tensor]) -> Tensor:
