@@ -24,7 +24,7 @@ from lbvq.data.catalog import DatasetCatalog, MetadataCatalog
 from lbvq.data.class_maps import class_map_between
 from lbvq.data.clip_mapper import VideoClipMapper, VideoTestMapper
 from lbvq.data.image_mapper import ImageMapper, ImageTestMapper
-from lbvq.data.loader import MappedRecords, Mapper, TrainLoader, keep_list, seed_worker
+from lbvq.data.loader import MappedRecords, Mapper, TrainLoader, keep_list, start_worker
 from lbvq.data.pseudo_mapper import ImageAsClipTestMapper, PseudoClipMapper
 from lbvq.data.record_store import RecordStore, load_once_per_machine
 from lbvq.data.samplers import (
@@ -173,7 +173,7 @@ def build_test_loader(cfg: Any, dataset_name: str, *, mapper: Mapper | None = No
         sampler=InferenceSampler(len(store)),
         num_workers=0 if is_lazy else cfg.DATALOADER.NUM_WORKERS,
         collate_fn=keep_list,
-        worker_init_fn=seed_worker,
+        worker_init_fn=start_worker,
         generator=torch.Generator().manual_seed(0),  # leave the global random numbers alone
     )
 

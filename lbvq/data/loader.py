@@ -74,8 +74,15 @@ def seeded(seed: Sequence[int]) -> Iterator[None]:
         torch.set_rng_state(torch_state)
 
 
+def start_worker(worker_id: int) -> None:
+    """What a loader worker does first: seed itself, keep to one thread, and leave signals to the trainer."""
+    seed_worker(worker_id)
+    cv2.setNumThreads(0)
+    _leave_signals_to_trainer()
+
+
 def seed_worker(worker_id: int) -> None:
-    """Seed a loader worker and keep it to one thread.
+    """Seed the random generators of a loader worker.
 
     As published: torch has put base seed + worker id into its generator, and the worker id is added once more. Samples
     of a plan bring their own seeds; this one is for everything else that a worker may do.
@@ -84,17 +91,13 @@ def seed_worker(worker_id: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)
-    cv2.setNumThreads(0)
-    signal.signal(
-        signal.SIGTERM, signal.SIG_IGN
-    )  # sent to all of a job, it is for the trainer, which saves and ends us
 
 
 def _leave_signals_to_trainer() -> None:
     """Obey SIGTERM only when the training process sends it.
 
-    A scheduler that ends a job sends it to all of its processes. If loader workers died of it, the trainer would fail
-    before it has saved.
+    A scheduler that ends a job sends it to all of its processes, and SIGUSR2 as a warning before. If loader workers
+    died of it, the trainer would fail before it has saved; if they ignored it, the trainer could not end them.
     """
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads that start later inherit this
@@ -177,7 +180,7 @@ class TrainLoader:
             batch_sampler=_Remaining(lambda: self._make_plan(seed, workers), self._position),
             num_workers=self.num_workers,
             collate_fn=keep_list,
-            worker_init_fn=seed_worker,
+            worker_init_fn=start_worker,
             prefetch_factor=self._prefetch_factor if self.num_workers else None,
             generator=torch.Generator().manual_seed(seed),  # leave the model's random numbers alone
         )

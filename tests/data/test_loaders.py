@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import pickle
 import random
+import signal
+import subprocess
+import sys
 from collections import Counter
 from itertools import islice
 
@@ -314,6 +318,20 @@ def test_a_mapper_may_ask_for_a_second_record():
     assert records[Pick(0, 7, (1, 0, 0))]["pair"][0] == 7
     partners = {records[Pick(0, 7, (1, 0, n))]["pair"][1] for n in range(20)}
     assert len(partners) > 10
+
+
+def test_workers_outlive_a_signal_to_the_whole_job_but_not_their_trainer(synthetic):
+    others = multiprocessing.active_children()
+    batches = iter(new_loader("DATALOADER.NUM_WORKERS", 1))
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - set(others)
+    for number in (signal.SIGTERM, signal.SIGUSR2):  # as a scheduler sends them: not from the training process
+        subprocess.run([sys.executable, "-c", f"import os; os.kill({worker.pid}, {int(number)})"], check=True)
+    next(batches)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(30)
+    assert worker.exitcode == 0
 
 
 def test_a_seeded_block_gives_its_numbers_back():
