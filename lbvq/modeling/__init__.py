@@ -6,9 +6,21 @@ import mask2former.modeling  # noqa: F401  # registers backbones, pixel decoder 
 
 from . import frame_decoder
 from .base import VideoSegmenter
+from .genvis import GenVIS, Genvis
 from .lbvq import LBVQ, Lbvq
 from .minvis import VideoMaskFormer_frame
 from .visage import VISAGE
 from .vita import VITA, Vita
 
-__all__ = ["LBVQ", "VISAGE", "VITA", "Lbvq", "VideoMaskFormer_frame", "VideoSegmenter", "Vita", "frame_decoder"]
+__all__ = [
+    "LBVQ",
+    "VISAGE",
+    "VITA",
+    "GenVIS",
+    "Genvis",
+    "Lbvq",
+    "VideoMaskFormer_frame",
+    "VideoSegmenter",
+    "Vita",
+    "frame_decoder",
+]

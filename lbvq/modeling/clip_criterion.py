@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ from .targets import ABSENT
 
 class ClipCriterion(nn.Module):
     """Match clip queries with objects and compute the losses of every decoder layer."""
+
+    matcher_type: type[ClipMatcher] = ClipMatcher
 
     def __init__(
         self,
@@ -55,9 +57,9 @@ class ClipCriterion(nn.Module):
         self.register_buffer("empty_weight", empty_weight)  # checkpoint name
 
     @classmethod
-    def from_config(cls, cfg: Any, prefix: str) -> dict[str, Any]:
-        """Weights and point sampling of the frame losses, the rest from the group of the clip module."""
-        clip, mask_former = cfg.MODEL[prefix.upper()], cfg.MODEL.MASK_FORMER
+    def from_config(cls, cfg: Any, prefix: str, group: str | None = None) -> dict[str, Any]:
+        """Weights and point sampling of the frame losses, the rest from `MODEL.<group>` (`MODEL.<PREFIX>`)."""
+        clip, mask_former = cfg.MODEL[group or prefix.upper()], cfg.MODEL.MASK_FORMER
         weights = {
             f"loss_{prefix}_ce": mask_former.CLASS_WEIGHT,
             f"loss_{prefix}_mask": mask_former.MASK_WEIGHT,
@@ -67,7 +69,7 @@ class ClipCriterion(nn.Module):
         return {
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "prefix": prefix,
-            "matcher": ClipMatcher(
+            "matcher": cls.matcher_type(
                 cost_class=mask_former.CLASS_WEIGHT,
                 cost_mask=mask_former.MASK_WEIGHT,
                 cost_dice=mask_former.DICE_WEIGHT,
@@ -100,14 +102,31 @@ class ClipCriterion(nn.Module):
             Scalars; the last layer's names have no suffix, layer i before it has `_i`. All are 0 except the class loss
             when no clip has an object.
         """
-        num_masks = self.count_masks(outputs["pred_logits"], sum(len(target["labels"]) for target in clip_targets))
+        matches = (self.matcher(layer, clip_targets) for _, layer in layers_of(outputs))
+        num_objects = sum(len(target["labels"]) for target in clip_targets)
+        return self.losses(outputs, clip_targets, frame_targets, frame_matches, matches, num_objects)
+
+    def losses(
+        self,
+        outputs: dict[str, Any],
+        clip_targets: list[dict[str, Any]],
+        frame_targets: list[dict[str, Any]],
+        frame_matches: list[list[Match]],
+        matches: Iterable[list[Match]],
+        num_objects: int,
+    ) -> dict[str, Tensor]:
+        """Losses under given matches, for the last layer and then for every layer before it; see `forward`.
+
+        Args:
+            num_objects: how many objects of the B clips take part.
+        """
+        num_masks = self.count_masks(outputs["pred_logits"], num_objects)
         losses = {}
-        for suffix, layer in layers_of(outputs):
-            matches = self.matcher(layer, clip_targets)
-            losses |= self.layer_losses(layer, clip_targets, matches, num_masks, suffix)
+        for (suffix, layer), layer_matches in zip(layers_of(outputs), matches, strict=True):
+            losses |= self.layer_losses(layer, clip_targets, layer_matches, num_masks, suffix)
             if suffix == "" and layer["pred_fq_embed"] is not None:
                 losses[f"loss_{self.prefix}_sim"] = self.sim_loss(
-                    layer, clip_targets, matches, frame_targets, frame_matches
+                    layer, clip_targets, layer_matches, frame_targets, frame_matches
                 )
         return losses
 

@@ -58,6 +58,7 @@ class ClipSegmenter(VideoSegmenter):
         self.add_module(f"{self.prefix}_criterion", clip_criterion)
         self.mask_chunk_size = mask_chunk_size
         self.is_coco = is_coco
+        self.freeze_detector = freeze_detector
         if freeze_detector:
             self.freeze_all_but(f"{self.prefix}_module")
 
@@ -119,7 +120,9 @@ class ClipSegmenter(VideoSegmenter):
                 frame_queries.append(chunk.frame_queries[-1:])
                 store.append(self.clip_module.mask_features(chunk.mask_features))
                 image_size, padded_size = chunk.image_size, chunk.padded_size
-            objects = self.clip_module(torch.cat(frame_queries, dim=1))
+            all_queries = torch.cat(frame_queries, dim=1)  # (1, T, Q, C)
+            frame_queries.clear()
+            objects = self.clip_module(all_queries)
             probabilities = objects["pred_logits"][-1, 0].float().softmax(-1)[:, :-1]  # (N, K)
             scores, labels, queries = select_top(probabilities, self.num_predictions)
             queries, rows = queries.unique(return_inverse=True)  # a mask is made once, however many labels it has
