@@ -256,9 +256,9 @@ class PositionEmbeddingSine(_SineCode):
             code = self._cache.get((height, width, x.device), lambda: self._grid(height, width, x.device))
             return code.expand(batch, -1, -1, -1)
         counted = (~mask).float()
-        y, x = counted.cumsum(1), counted.cumsum(2)
-        y_code = self._encode(y, y[:, -1:], self.num_pos_feats)
-        x_code = self._encode(x, x[:, :, -1:], self.num_pos_feats)
+        rows, columns = counted.cumsum(1), counted.cumsum(2)
+        y_code = self._encode(rows, rows[:, -1:], self.num_pos_feats)
+        x_code = self._encode(columns, columns[:, :, -1:], self.num_pos_feats)
         return torch.cat((y_code, x_code), dim=-1).movedim(-1, 1)
 
     def _grid(self, height: int, width: int, device: torch.device) -> Tensor:
@@ -332,7 +332,7 @@ class _ResidualLayer(nn.Module):
 
 
 class SelfAttentionLayer(_ResidualLayer):
-    """Attention among queries. Sequence first, (Q, B, C), as in the published checkpoints' code bases."""
+    """Attention among queries. Sequence first: (Q, B, C)."""
 
     def __init__(self, d_model: int, nhead: int, dropout: float = 0.0, normalize_before: bool = False) -> None:
         attention = nn.MultiheadAttention(d_model, nhead, dropout=dropout)
