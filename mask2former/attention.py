@@ -26,7 +26,7 @@ def attend(
     Args:
         attention: gives projections, number of heads M and dropout; key and value are as wide as the query.
         query: (Q, B, C).
-        key, value: (S, B, C); passing the same object as `query` or `key` saves time.
+        key, value: (S, B, C); a key that is the same object as the query saves a product.
         mask: bool with True = blocked, or float that is added to the attention logits; (Q, S), (B*M, Q, S) with heads
             innermost, or (B, 1 or M, Q, S).
         key_padding_mask: (B, S) bool, True = never attended.
