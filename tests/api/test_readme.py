@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from helpers import ROOT
+
+from lbvq.zoo import MODELS
+
+DOCUMENTS = ["README.md", "INSTALL.md", "datasets/README.md"]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_model_table_holds_the_published_scores_of_the_zoo():
+    told = {}
+    for name, *scores in re.findall(r"^\| `(\w+)` \| ([\d.]*) \| ([\d.]*) \| ([\d.]*) \|$", TEXT, re.MULTILINE):
+        told.update(
+            {f"{name}_{data}": score for data, score in zip(("ytvis19", "ytvis21", "ovis"), scores, strict=True)}
+        )
+    told = {name: float(score) for name, score in told.items() if score}
+    folders = ("youtubevis_2019", "youtubevis_2021", "ovis")
+    want = {model.name: model.scores["AP"] for model in MODELS.values() if model.config.startswith(folders)}
+    assert told == want
+
+
+def test_other_published_scores_are_those_of_the_zoo():
+    for name in ("ovformer_r50_lvvis", "ovformer_swin_lvvis", "vmt_r50_hq_ytvis", "vmt_r101_hq_ytvis"):
+        score = next(iter(MODELS[name].scores.values()))
+        assert re.search(rf"{score:.1f}\s\(`{name}`\)", TEXT)
+
+
+def test_the_weight_file_is_fetched_as_the_zoo_says():
+    assert MODELS["lbvq_r50_ytvis19"].source.removeprefix("Fetch it with: ") in TEXT
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_that_the_documents_name_exist(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    folder = (ROOT / document).parent
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    paths = re.findall(r"\b((?:configs|datasets|demo|lbvq|mask2former|tools|tests)/[\w/.]+\.(?:py|yaml|jpg))", text)
+    paths = [path for path in paths if not path.endswith(("foo.py", "foo_R50.yaml"))]
+    missing = [link for link in links if not (folder / link).exists()]
+    missing += [path for path in [*paths, "train_net.py"] if not (ROOT / path).exists()]
+    assert not missing
