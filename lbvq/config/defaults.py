@@ -106,6 +106,7 @@ TEST: dict[str, Any] = {
     "EVAL_PERIOD": 0,  # iterations between evaluations while training; 0: only at the end
     "EXPECTED_RESULTS": [],  # rows [task, metric, value, tolerance] checked after the last evaluation
     "DETECTIONS_PER_IMAGE": 100,  # most objects reported per image or video
+    "MATCH_FRAMES": False,  # (ours) MinVIS' inference with any method: match frame queries, leave the clip module out
     "FEATURE_BUDGET_MB": 512,  # (ours) mask features of a video held in memory before spilling to disk, MiB
     "AMP": {
         "ENABLED": True,  # (ours) float16 at test time on CUDA, as the published scripts do; never on the CPU

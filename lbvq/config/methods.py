@@ -25,7 +25,10 @@ CLIP_SAMPLING: dict[str, Any] = {
 }
 
 JOINT_TRAINING: dict[str, Any] = {
-    "DATASETS": {"DATASET_RATIO": []},  # share of each training set when there are several
+    "DATASETS": {
+        "DATASET_RATIO": [],  # share of each training set when there are several
+        "TARGET": "",  # (ours) data set whose classes are trained; "": the last of TRAIN
+    },
     "INPUT": {
         "PSEUDO": {  # clips made from single images
             "AUGMENTATIONS": ["rotation"],  # as INPUT.AUGMENTATIONS, drawn per frame
@@ -76,7 +79,7 @@ _OURS: dict[str, Any] = {  # engine keys without a published counterpart, needed
         **{key: SOLVER[key] for key in ("ACTIVATION_CHECKPOINTING", "FIND_UNUSED_PARAMETERS")},
         "AMP": {"DTYPE": SOLVER["AMP"]["DTYPE"]},
     },
-    "TEST": {key: TEST[key] for key in ("FEATURE_BUDGET_MB", "AMP")},
+    "TEST": {key: TEST[key] for key in ("MATCH_FRAMES", "FEATURE_BUDGET_MB", "AMP")},
 }
 
 

@@ -61,17 +61,19 @@ class TrainingSet:
 def build_train_loader(cfg: Any, *, mappers: Sequence[Mapper] | None = None) -> TrainLoader:
     """Build the loader of DATASETS.TRAIN.
 
-    Several data sets are mixed by DATASETS.DATASET_RATIO (by their sizes when it is empty); the last one is the target,
-    and the classes of the others are translated to its classes.
+    Several data sets are mixed by DATASETS.DATASET_RATIO (by their sizes when it is empty). The last one, or the one in
+    DATASETS.TARGET, of which only the names of the classes are needed, is the target: the classes of the others are
+    translated to its classes, and images become moving clips.
 
     Args:
         cfg: the configuration.
         mappers: one per data set, instead of the usual ones.
     """
     names = _training_names(cfg)
+    target = cfg.DATASETS.TARGET or names[-1]
     batch_size = _batch_size(cfg)
     sets = [_load_training_set(name, cfg) for name in names]
-    mappers = list(mappers) if mappers is not None else [build_train_mapper(cfg, name, names[-1]) for name in names]
+    mappers = list(mappers) if mappers is not None else [build_train_mapper(cfg, name, target) for name in names]
     ratios = list(cfg.DATASETS.DATASET_RATIO) if len(sets) > 1 else []
     if len(sets) > 1 and not ratios:
         ratios = [len(each.records) for each in sets]

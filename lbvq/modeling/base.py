@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from mask2former.modeling.criterion import SetCriterion
 from mask2former.registry import build_backbone, build_sem_seg_head
 from mask2former.structures import ImageList
+
+if TYPE_CHECKING:
+    from .frame_matching import MatchedFrames
 
 
 @dataclass
@@ -48,6 +51,7 @@ class VideoSegmenter(nn.Module):
         num_predictions: int,
         run_chunk_size: int,
         feature_budget_mib: float,
+        match_frames: bool = False,
         compile_encoder: bool,
     ) -> None:
         """Args:
@@ -58,6 +62,7 @@ class VideoSegmenter(nn.Module):
         num_predictions: most (object, class) pairs reported per video.
         run_chunk_size: most frames encoded at once at test; results do not depend on it but for rounding.
         feature_budget_mib: mask features of a video kept in memory, MiB; the rest goes to a temporary file.
+        match_frames: at test, match the queries of frames as MinVIS does instead of what the method does.
         compile_encoder: torch.compile the backbone, the pixel decoder and the frame decoder.
         """
         super().__init__()
@@ -73,6 +78,7 @@ class VideoSegmenter(nn.Module):
         self.num_predictions = num_predictions
         self.run_chunk_size = run_chunk_size
         self.feature_budget_mib = feature_budget_mib
+        self.match_frames = match_frames
         if compile_encoder:
             self.compile_encoder()
 
@@ -92,6 +98,7 @@ class VideoSegmenter(nn.Module):
             "num_predictions": cfg.TEST.DETECTIONS_PER_IMAGE,
             "run_chunk_size": 18,
             "feature_budget_mib": cfg.TEST.FEATURE_BUDGET_MB,
+            "match_frames": cfg.TEST.MATCH_FRAMES,
             "compile_encoder": cfg.MODEL.COMPILE,
         }
 
@@ -106,7 +113,15 @@ class VideoSegmenter(nn.Module):
         if len(samples) != 1:
             raise ValueError(f"at test a video model takes one video at a time, got a list of {len(samples)}.")
         with torch.inference_mode():
-            return self.inference(samples[0])
+            return self.at_test().inference(samples[0])
+
+    def at_test(self) -> VideoSegmenter | MatchedFrames:
+        """What segments a video: this model, or its frame segmenter alone with TEST.MATCH_FRAMES."""
+        if not self.match_frames:
+            return self
+        from .frame_matching import MatchedFrames  # imported here: it is made of the classes of this module
+
+        return MatchedFrames(self)
 
     def losses(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Weighted losses of B training clips."""

@@ -77,32 +77,15 @@ class FrameMatching(OnlineSegmenter):
 
 
 class MatchedFrames(FrameMatching):
-    """The frame segmenter of a model, run online; the model itself stays as it is."""
+    """The frame segmenter of a model, run online; the model itself, whose attributes it has, stays as it is."""
 
     def __init__(self, segmenter: VideoSegmenter) -> None:
         self.segmenter = segmenter
-        self.num_predictions = segmenter.num_predictions
-        self.feature_budget_mib = segmenter.feature_budget_mib
 
-    @property
-    def device(self) -> torch.device:
-        return self.segmenter.device
-
-    @property
-    def training(self) -> bool:
-        return self.segmenter.training
-
-    def batch_images(self, frames: Any) -> Any:
-        """See `VideoSegmenter.batch_images`."""
-        return self.segmenter.batch_images(frames)
-
-    def encode_frames(self, images: Any, start: int = 0) -> EncodedFrames:
-        """See `VideoSegmenter.encode_frames`."""
-        return self.segmenter.encode_frames(images, start)
-
-    def encode_video(self, frames: Any, chunk_size: int | None = None) -> Any:
-        """See `VideoSegmenter.encode_video`."""
-        return self.segmenter.encode_video(frames, chunk_size)
+    def __getattr__(self, name: str) -> Any:
+        if name == "segmenter":
+            raise AttributeError(name)  # a copy that is not filled yet
+        return getattr(self.segmenter, name)
 
 
 def finite_masks(logits: Tensor) -> Tensor:
@@ -111,11 +94,10 @@ def finite_masks(logits: Tensor) -> Tensor:
 
 
 def online_form(model: VideoSegmenter) -> OnlineSegmenter:
-    """The form of a model that can be run frame by frame: itself, or its frame segmenter with TEST.MATCH_FRAMES."""
-    if isinstance(model, OnlineSegmenter):
-        return model
-    if model.match_frames:
-        return MatchedFrames(model)
+    """The form in which a model is run frame by frame: itself, or its frame segmenter with TEST.MATCH_FRAMES."""
+    online = model.at_test()
+    if isinstance(online, OnlineSegmenter):
+        return online
     raise ValueError(
         f"{type(model).__name__} needs all frames of a video before it can decide. Choose an online method, or set "
         "TEST.MATCH_FRAMES True to follow its objects from frame to frame by their queries."
