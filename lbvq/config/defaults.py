@@ -97,7 +97,7 @@ SOLVER: dict[str, Any] = {
         "NORM_TYPE": 2.0,  # of CLIP_TYPE "norm" only
     },
     "AMP": {
-        "ENABLED": False,  # mixed precision in training; on the CPU ignored with a warning
+        "ENABLED": False,  # mixed precision in training; the CPU does bfloat16 only, and warns otherwise
         "DTYPE": "float16",  # (ours) float16 with loss scaling, or bfloat16 without
     },
 }

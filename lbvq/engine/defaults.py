@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import platform
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -303,7 +304,18 @@ def training_amp_dtype(cfg: Any, device: torch.device) -> torch.dtype | None:
     if device.type == "cpu" and amp.DTYPE == "float16":
         logger.warning("Mixed precision in float16 needs a GPU: training in full precision on the CPU.")
         return None
+    if device.type == "cpu" and not cpu_computes_in_bfloat16():
+        logger.warning("This CPU has no bfloat16 instructions: training in full precision, which is faster here.")
+        return None
     return torch.float16 if amp.DTYPE == "float16" else torch.bfloat16
+
+
+def cpu_computes_in_bfloat16() -> bool:
+    """Tell whether this CPU has instructions for bfloat16; without them it is emulated and slower than float32."""
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def to_plain(node: Any) -> Any:

@@ -154,12 +154,15 @@ def test_several_test_sets_are_reported_by_name_and_one_directly():
     assert model.training
 
 
-def test_mixed_precision_on_the_cpu():
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_mixed_precision_on_the_cpu(has_instructions, monkeypatch):
+    monkeypatch.setattr("lbvq.engine.defaults.cpu_computes_in_bfloat16", lambda: has_instructions)
+    want = torch.bfloat16 if has_instructions else None
     cpu = torch.device("cpu")
     on = ("SOLVER.AMP.ENABLED", "True")
     assert training_amp_dtype(make_cfg("unused"), cpu) is None
     assert training_amp_dtype(make_cfg("unused", *on), cpu) is None  # float16 needs a GPU
-    assert training_amp_dtype(make_cfg("unused", *on, "SOLVER.AMP.DTYPE", "bfloat16"), cpu) == torch.bfloat16
+    assert training_amp_dtype(make_cfg("unused", *on, "SOLVER.AMP.DTYPE", "bfloat16"), cpu) == want
     assert training_amp_dtype(make_cfg("unused", *on), torch.device("cuda")) == torch.float16
     with pytest.raises(ValueError, match="DTYPE"):
         training_amp_dtype(make_cfg("unused", "SOLVER.AMP.DTYPE", "float8"), cpu)
