@@ -279,7 +279,7 @@ def test_an_online_method_is_its_own_online_form(model):
 
 
 def test_an_offline_method_has_no_online_form_and_says_what_to_do():
-    with pytest.raises(ValueError, match="Lbvq needs all frames .* TEST.MATCH_FRAMES True"):
+    with pytest.raises(ValueError, match=r"Lbvq needs all frames .* TEST.MATCH_FRAMES True"):
         online_form(build_model(small_cfg()))
 
 
