@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "lbvq.results": BOTTOM,
     "lbvq.config": ("mask2former.config",),
     "lbvq.data": ("mask2former.structures", "lbvq.engine.comm", *BOTTOM),
-    "lbvq.evaluation": ("lbvq.data.catalog", "lbvq.engine.comm", "lbvq.results", *BOTTOM),
+    "lbvq.evaluation": ("lbvq.data.catalog", "lbvq.data.categories", "lbvq.engine.comm", "lbvq.results", *BOTTOM),
     "lbvq.modeling": ("mask2former", *BOTTOM),
 }
 

@@ -81,7 +81,7 @@ class GroundTruth:
 
     def __init__(
         self,
-        source: str | Path | Mapping[str, Any],
+        source: str | Path | Mapping[str, Any] | MaskFile,
         *,
         segmentations_key: str = "segmentations",
         boundary_key: str | None = None,
@@ -89,7 +89,8 @@ class GroundTruth:
         """Read an annotation file, or take its content.
 
         Args:
-            source: path of a .json, .json.gz or .zip file, or a dict {"videos", "categories", "annotations"}.
+            source: path of a .json, .json.gz or .zip file, its content after `read_mask_file`, or a dict {"videos",
+                "categories", "annotations"}.
             segmentations_key: where masks are, in preference to "segmentations".
             boundary_key: where the masks are whose boundary counts, if not the same and if present.
         """
@@ -115,7 +116,7 @@ class GroundTruth:
         for video_id, entry in sorted(_by_id(entries, "video", self.name), key=lambda pair: pair[0]):
             where = f"{self.name}: video {video_id}"
             sides = [entry.get(key) for key in ("height", "width")]
-            size = None if None in sides else _check_size(sides, where)
+            size = None if None in sides else check_size(sides, where)
             names = entry.get("file_names") or ()
             length = entry.get("length", len(names) or None)
             if length is not None and (not _is_integer(length) or length < 1):
@@ -159,7 +160,7 @@ class GroundTruth:
 
 
 def read_predictions(
-    source: str | Path | Iterable[Mapping[str, Any]], ground_truth: GroundTruth, name: str = "predictions"
+    source: str | Path | Iterable[Mapping[str, Any]] | MaskFile, ground_truth: GroundTruth, name: str = "predictions"
 ) -> list[Detection]:
     """Read results in the published form [{"video_id", "category_id", "score", "segmentations"}], check and link them.
 
@@ -232,7 +233,7 @@ def _parse_size(text: bytes) -> Any:
 
 def _check_video_size(size: Any, video: Video, where: str) -> None:
     """Masks must have the size of their video; the first mask decides when the ground truth does not tell."""
-    size = _check_size(size, where)
+    size = check_size(size, where)
     if video.size is None:
         video.size = size
     elif size != video.size:
@@ -288,6 +289,8 @@ def _occlusion(levels: Any, where: str) -> float | None:
 
 
 def _as_file(source: Any, name: str) -> MaskFile:
+    if isinstance(source, MaskFile):
+        return source
     if isinstance(source, (str, Path)):
         return read_mask_file(source)
     document = source if isinstance(source, Mapping) else list(source)
@@ -329,7 +332,7 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def _check_size(size: Any, where: str) -> tuple[int, int]:
+def check_size(size: Any, where: str) -> tuple[int, int]:
     if not isinstance(size, (list, tuple, np.ndarray)) or len(size) != 2 or not all(map(_is_integer, size)):
         raise ValueError(f"{where}: size must be two integers (height, width), got {size!r:.60}")
     height, width = int(size[0]), int(size[1])

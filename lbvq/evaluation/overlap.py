@@ -63,6 +63,19 @@ class TubeRuns:
         num_frames = np.count_nonzero(self.areas, axis=1)
         return self.areas.sum(1) / np.maximum(num_frames, 1)
 
+    def boxes(self) -> np.ndarray:
+        """(N, 4) smallest box x0, y0, x1, y1 around each tube, over all its frames; zeros for an empty tube."""
+        height, width = self.size_hw
+        boxes = np.zeros((len(self), 4), np.int64)
+        for index in range(len(self)):
+            rows = self.rows(index)
+            shown = np.flatnonzero(self.end[rows] > self.start[rows]) + rows.start
+            if len(shown):
+                x, top = self.column[shown] % width, self.column[shown] * height
+                y0, y1 = self.start[shown] - top, self.end[shown] - top
+                boxes[index] = x.min(), y0.min(), x.max() + 1, y1.max()
+        return boxes
+
     def rows(self, index: int) -> slice:
         """Rows of one tube."""
         return slice(int(self.first[index]), int(self.first[index + 1]))

@@ -1,0 +1,202 @@
+"""Read BURST's own file format: one list of sequences with tracks, for ground truth and for predictions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lbvq.evaluation.annotations import GroundTruth, Masks, check_size, read_predictions
+from lbvq.evaluation.mask_file import read_mask_file
+from lbvq.evaluation.overlap import TubeRuns
+
+MAX_PER_IMAGE = 300  # predictions; the best by score are kept
+Key = tuple[str, str]  # data set and name of a sequence
+
+
+@dataclass
+class BurstTrack:
+    """One object; all lists have one entry per annotated frame of the ground truth."""
+
+    id: str
+    categories: list[int | None]  # None where the track has no mask
+    masks: Masks
+    scores: list[float]
+
+    @property
+    def category(self) -> int:
+        """Category of the first mask, which stands for the whole track."""
+        return next(each for each in self.categories if each is not None)
+
+    @property
+    def score(self) -> float:
+        """Mean over the frames that have a mask."""
+        own = [score for score, mask in zip(self.scores, self.masks, strict=True) if mask is not None]
+        return float(np.mean(own))  # as published: another order of summing would break ties differently
+
+
+@dataclass
+class BurstSequence:
+    """One video."""
+
+    id: Any
+    where: str  # for messages
+    size: tuple[int, int]  # height, width
+    frames: list[str]  # names of the annotated images
+    negative: frozenset[int]  # categories known to be absent
+    partly: frozenset[int]  # categories of which some objects have no annotation
+    tracks: list[BurstTrack] = field(default_factory=list)
+
+
+def read_burst(path: str | Path, ground_truth: Mapping[Key, BurstSequence] | None = None) -> dict[Key, BurstSequence]:
+    """Read a file of annotations or, if `ground_truth` is given, of predictions.
+
+    Predictions on frames and sequences that the ground truth does not have are left out, as the benchmark wants; any
+    frame rate will do. An unknown sequence is an error, since it is a mistake in most cases.
+    """
+    content = read_mask_file(path).document
+    if not isinstance(content, Mapping) or not isinstance(content.get("sequences"), list):
+        raise ValueError(f"{path}: expected BURST's format, an object with a list 'sequences'")
+    sequences = {}
+    for index, entry in enumerate(content["sequences"]):
+        where = f"{path}: sequence at position {index}"
+        if not isinstance(entry, Mapping) or not {"dataset", "seq_name", "segmentations"} <= set(entry):
+            raise ValueError(f"{where}: expected an object with 'dataset', 'seq_name' and 'segmentations'")
+        key = (str(entry["dataset"]), str(entry["seq_name"]))
+        where = f"{path}: sequence {'/'.join(key)}"
+        if key in sequences:
+            raise ValueError(f"{where} occurs twice")
+        known = None if ground_truth is None else ground_truth.get(key)
+        if ground_truth is not None and known is None:
+            raise ValueError(f"{where}: the ground truth has no such sequence")
+        sequences[key] = _read_sequence(entry, where, known)
+    return sequences
+
+
+def read_burst_predictions(
+    path: str | Path, ground_truth: Mapping[Key, BurstSequence], category_ids: Sequence[int]
+) -> dict[Key, BurstSequence]:
+    """Read predictions in BURST's format, or results in YouTube-VIS form as our models write them.
+
+    In the latter, `video_id` is the id of the sequence, `category_id` counts the categories of the ground truth from 1,
+    and there is one mask per annotated frame. Such results encode empty masks, which are left out here.
+
+    Args:
+        path: of the file.
+        ground_truth: what `read_burst` gives.
+        category_ids: in the order of the ground-truth file.
+    """
+    file = read_mask_file(path)
+    if not isinstance(file.document, list):
+        return read_burst(path, ground_truth)
+    videos = [
+        {"id": each.id, "height": each.size[0], "width": each.size[1], "length": len(each.frames)}
+        for each in ground_truth.values()
+    ]
+    categories = [{"id": place} for place in range(1, len(category_ids) + 1)]
+    linked = GroundTruth({"videos": videos, "categories": categories, "annotations": []})
+    key_of = {each.id: key for key, each in ground_truth.items()}
+    sequences: dict[Key, BurstSequence] = {}
+    for detection in read_predictions(file, linked):
+        key = key_of[detection.video_id]
+        truth = ground_truth[key]
+        where = f"{path}: video {truth.id}"
+        if len(detection.masks) != len(truth.frames):
+            raise ValueError(f"{where}: expected {len(truth.frames)} segmentations, got {len(detection.masks)}")
+        sequence = sequences.setdefault(
+            key, BurstSequence(truth.id, where, truth.size, truth.frames, truth.negative, truth.partly)
+        )
+        place = f"{path}: detection {detection.index} (video {truth.id})"
+        runs = TubeRuns([detection.masks], truth.size, lambda _, frame, place=place: f"{place}, frame {frame}")
+        masks = [mask if area else None for mask, area in zip(detection.masks, runs.areas[0], strict=True)]
+        category = category_ids[detection.category_id - 1]
+        categories_per_frame = [None if mask is None else category for mask in masks]
+        if any(mask is not None for mask in masks):
+            track = BurstTrack(str(detection.index), categories_per_frame, masks, [detection.score] * len(masks))
+            sequence.tracks.append(track)
+    return sequences
+
+
+def burst_categories(path: str | Path) -> dict[int, str]:
+    """Id -> name of the categories that a file lists, in its order."""
+    content = read_mask_file(path).document
+    return {int(entry["id"]): str(entry["name"]) for entry in content.get("categories") or ()}
+
+
+def _read_sequence(entry: Mapping[str, Any], where: str, known: BurstSequence | None) -> BurstSequence:
+    size = known.size if known else check_size((entry.get("height"), entry.get("width")), where)
+    images = entry.get("annotated_image_paths")
+    masks = entry["segmentations"]
+    if not isinstance(images, list) or not isinstance(masks, list) or len(images) != len(masks):
+        raise ValueError(f"{where}: 'annotated_image_paths' and 'segmentations' must be lists of equal length")
+    frames = known.frames if known else [str(image) for image in images]
+    place = {name: index for index, name in enumerate(frames)}
+    sequence = BurstSequence(
+        entry.get("id"),
+        where,
+        size,
+        frames,
+        frozenset(entry.get("neg_category_ids") or ()),
+        frozenset(entry.get("not_exhaustive_category_ids") or ()),
+    )
+    tracks: dict[str, BurstTrack] = {}
+    for image, objects in zip(images, masks, strict=True):
+        if str(image) not in place:
+            continue
+        if not isinstance(objects, Mapping):
+            raise ValueError(f"{where}, frame {image}: expected an object of tracks, got {type(objects).__name__}")
+        _add_frame(tracks, _best(objects), place[str(image)], entry.get("track_category_ids") or {}, sequence)
+    sequence.tracks = list(tracks.values())
+    _check_masks(sequence)
+    return sequence
+
+
+def _check_masks(sequence: BurstSequence) -> None:
+    """Raise ValueError for a mask that cannot be read, with its frame and track."""
+
+    def where(index: int, frame: int) -> str:
+        return f"{sequence.where}, frame {sequence.frames[frame]}, track {sequence.tracks[index].id}"
+
+    TubeRuns([track.masks for track in sequence.tracks], sequence.size, where)
+
+
+def _best(objects: Mapping[str, Any]) -> dict[str, Any]:
+    """The best predictions of an image, in their order."""
+    if len(objects) <= MAX_PER_IMAGE:
+        return dict(objects)
+    ranked = sorted(objects, key=lambda name: -_score(objects[name]))[:MAX_PER_IMAGE]
+    return {name: objects[name] for name in objects if name in set(ranked)}
+
+
+def _score(item: Any) -> float:
+    score = item.get("score", 1.0) if isinstance(item, Mapping) else 1.0
+    return float(score) if isinstance(score, (int, float)) else float("nan")
+
+
+def _add_frame(
+    tracks: dict[str, BurstTrack],
+    objects: Mapping[str, Any],
+    frame: int,
+    categories: Mapping[str, Any],
+    sequence: BurstSequence,
+) -> None:
+    for name, item in objects.items():
+        where = f"{sequence.where}, frame {sequence.frames[frame]}, track {name}"
+        if not isinstance(item, Mapping) or not isinstance(item.get("rle"), str):
+            raise ValueError(f"{where}: expected an object with a string 'rle'")
+        category = item.get("category_id", categories.get(name))
+        if not isinstance(category, int):
+            raise ValueError(f"{where}: no category, neither here nor in 'track_category_ids'")
+        score = _score(item)
+        if score != score:
+            raise ValueError(f"{where}: 'score' must be a number, got {item.get('score')!r}")
+        length = len(sequence.frames)
+        track = tracks.setdefault(name, BurstTrack(name, [None] * length, [None] * length, [1.0] * length))
+        if track.masks[frame] is not None:
+            raise ValueError(f"{where}: this image occurs twice")
+        track.categories[frame], track.scores[frame] = category, score
+        track.masks[frame] = json.dumps(item["rle"]).encode()

@@ -1,0 +1,175 @@
+"""The video metrics by name: which settings, masks and groups of categories each published benchmark uses.
+
+    scorer = VideoScorer("ovis", "annotations_valid.json")
+    scorer.update("results.json").compute().tables["segm"]
+
+Published evaluators have defects. By default they are corrected; `reference=True` reproduces the published numbers:
+
+- all: detections or tracks with too many or too few frames are cut to the shorter one, and a track with id 0 is never
+  found.
+- hq_ytvis: the boundary comes from "segmentations_refined", the mask IoU from "segmentations"; corrected: both from
+  the refined masks, where the file has them.
+- lvvis: crowd tracks count as objects and may be found any number of times, so that recall can exceed 1.
+- burst: any number of detections may find the same track, and all areas are 0; published numbers are computed so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lbvq.evaluation.annotations import GroundTruth
+from lbvq.evaluation.boundary import DILATION_RATIO
+from lbvq.evaluation.tube_ap import TubeAP
+from lbvq.evaluation.tube_ap_result import TubeApResult
+from lbvq.evaluation.tube_ap_settings import OCCLUSION_RANGES, TubeApSettings
+
+VIDEO_METRICS = ("ytvis", "ovis", "hq_ytvis", "lvvis", "burst")
+_REFINED = "segmentations_refined"
+_SPLIT_DATASETS = ("ytvis_2019_val", "ytvis_2021_val")  # data sets with published base and novel categories
+
+
+def metric_settings(metric: str, *, reference: bool = False) -> dict[str, TubeApSettings]:
+    """Task -> settings of one metric of VIDEO_METRICS."""
+    common: dict[str, Any] = {"different_lengths": reference, "id_zero_is_lost": reference}
+    if metric == "ytvis":
+        return {"segm": TubeApSettings(**common)}
+    if metric == "ovis":
+        return {"segm": TubeApSettings(occlusion_ranges=OCCLUSION_RANGES, **common)}
+    if metric == "hq_ytvis":
+        return {"boundary": TubeApSettings(boundary_ratio=DILATION_RATIO, **common), "segm": TubeApSettings(**common)}
+    if metric == "lvvis":
+        return {"segm": TubeApSettings(crowd_is_ignored=not reference, **common)}
+    if metric == "burst":
+        areas = "none" if reference else "masks"
+        crowd = {"crowd_is_ignored": not reference}
+        return {"segm": TubeApSettings(one_to_one=not reference, areas=areas, **crowd, **common)}
+    raise ValueError(f"unknown video metric {metric!r}; there are {', '.join(VIDEO_METRICS)}")
+
+
+def read_ground_truth(metric: str, source: Any, *, reference: bool = False) -> GroundTruth:
+    """Read an annotation file the way a metric wants it."""
+    if metric != "hq_ytvis":
+        return GroundTruth(source)
+    if reference:
+        return GroundTruth(source, boundary_key=_REFINED)
+    return GroundTruth(source, segmentations_key=_REFINED)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one evaluation gives.
+
+    Attributes:
+        tables: task -> name -> number in percent, nan where nothing was to be measured; "AP-<class>" for classes.
+        results: task -> the arrays behind them.
+        groups: letter -> category ids; with them "APb" is the AP of group b.
+    """
+
+    tables: dict[str, dict[str, float]]
+    results: dict[str, TubeApResult]
+    groups: dict[str, list[int]]
+
+
+class VideoScorer:
+    """Scores predictions of one video data set with one metric."""
+
+    def __init__(
+        self,
+        metric: str,
+        ground_truth: GroundTruth | str | Path | Mapping[str, Any],
+        *,
+        reference: bool = False,
+        base_novel: bool | None = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            metric: one of VIDEO_METRICS.
+            ground_truth: path or content of an annotation file, or what `read_ground_truth` returns.
+            reference: reproduce the published evaluator with its defects.
+            base_novel: report base and novel categories apart; None does so for open-vocabulary data sets.
+        """
+        settings = metric_settings(metric, reference=reference)
+        if not isinstance(ground_truth, GroundTruth):
+            ground_truth = read_ground_truth(metric, ground_truth, reference=reference)
+        self.ground_truth = ground_truth
+        self.groups: dict[str, list[int]] = {}
+        if base_novel or (base_novel is None and metric in ("lvvis", "burst")):
+            self.groups = category_groups(ground_truth)
+            if not self.groups:
+                raise ValueError(
+                    f"{ground_truth.name}: no base and novel categories known. Expected 'partition' or 'frequency' in "
+                    f"every category, or exactly the categories of one of {', '.join(_SPLIT_DATASETS)}."
+                )
+        self._tasks = {task: TubeAP(ground_truth, chosen) for task, chosen in settings.items()}
+
+    def reset(self) -> None:
+        """Forget all predictions."""
+        for task in self._tasks.values():
+            task.reset()
+
+    def update(self, predictions: str | Path | Iterable[Mapping[str, Any]], name: str = "predictions") -> VideoScorer:
+        """Add predictions, see `TubeAP.update`."""
+        if not isinstance(predictions, (str, Path)):
+            predictions = list(predictions)
+        for task in self._tasks.values():
+            task.update(predictions, name)
+        return self
+
+    def state(self) -> dict[str, Any]:
+        """Small arrays for `merge`."""
+        return {task: each.state() for task, each in self._tasks.items()}
+
+    def merge(self, state: Mapping[str, Any]) -> VideoScorer:
+        """Add what a scorer in another process has collected."""
+        for task, each in self._tasks.items():
+            each.merge(state[task])
+        return self
+
+    def compute(self) -> Scores:
+        """Compute all tables."""
+        tables, results = {}, {}
+        for task, each in self._tasks.items():
+            result = results[task] = each.compute()
+            table = result.summary()
+            for letter, category_ids in self.groups.items():
+                table |= {f"{name}{letter}": value for name, value in result.summary(category_ids).items()}
+            tables[task] = table | {f"AP-{name}": value for name, value in result.per_category().items()}
+        return Scores(tables, results, self.groups)
+
+
+def category_groups(ground_truth: GroundTruth) -> dict[str, list[int]]:
+    """Groups that open-vocabulary work reports apart: b(ase), n(ovel), and in BURST c(ommon), u(ncommon).
+
+    They come from the file ("partition" of LV-VIS, "frequency" and "split" of BURST), else from the category table
+    whose names and ids are exactly those of the file. Empty if there is none.
+    """
+    categories = ground_truth.categories
+    if categories and all("partition" in entry for entry in categories.values()):
+        novel = [each for each, entry in categories.items() if entry["partition"] in (2, 3)]
+    elif categories and all("frequency" in entry for entry in categories.values()):
+        novel = [each for each, entry in categories.items() if entry["frequency"] == "r"]
+    else:
+        novel = _published_novel_ids(ground_truth)
+        if novel is None:
+            return {}
+    groups = {"b": [each for each in categories if each not in set(novel)], "n": novel}
+    for split in ("common", "uncommon"):
+        members = [each for each, entry in categories.items() if entry.get("split") == split]
+        if members:
+            groups[split[0]] = members
+    return groups
+
+
+def _published_novel_ids(ground_truth: GroundTruth) -> list[int] | None:
+    from lbvq.data.catalog import MetadataCatalog  # importing the data package takes seconds
+
+    names = {each: ground_truth.category_name(each) for each in ground_truth.categories}
+    for dataset in _SPLIT_DATASETS:
+        metadata = MetadataCatalog.get(dataset)
+        if {entry["id"]: entry["name"] for entry in metadata.categories} == names:
+            return sorted(metadata.novel_dataset_ids)
+    return None
