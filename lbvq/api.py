@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -124,13 +124,7 @@ class VideoPredictor:
             allow_truncated: use what can be read of a file that is cut off, with a warning.
         """
         frames = open_frames(video, allow_truncated=allow_truncated)
-        images = ResizedFrames(
-            frames,
-            min_size=self._min_size,
-            max_size=self._max_size,
-            image_format=self._image_format,
-            on_read=_counting(progress, "segment", len(frames)),
-        )
+        images = self.resized(frames, _counting(progress, "segment", len(frames)))
         height, width = images.original_size
         output = self._run(
             {
@@ -147,8 +141,19 @@ class VideoPredictor:
         prediction = VideoPrediction.from_output(output, self.names)
         return self._refine(prediction, frames, progress) if self._refiner is not None else prediction
 
-    def _run(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """Run the model in evaluation mode, in half precision on CUDA if the configuration says so."""
+    def resized(self, frames: Sequence, on_read: Callable[[int], None] | None = None) -> ResizedFrames:
+        """Frames (H, W, 3) uint8 RGB as the model reads them."""
+        return ResizedFrames(
+            frames,
+            min_size=self._min_size,
+            max_size=self._max_size,
+            image_format=self._image_format,
+            on_read=on_read,
+        )
+
+    @contextmanager
+    def inference_context(self) -> Iterator[None]:
+        """Evaluation mode without gradients, in half precision on CUDA if the configuration says so."""
         parameter = next(self.model.parameters(), None) if isinstance(self.model, nn.Module) else None
         on_cuda = parameter is not None and parameter.device.type == "cuda"
         was_training = getattr(self.model, "training", False)
@@ -159,10 +164,14 @@ class VideoPredictor:
                 torch.inference_mode(),
                 torch.autocast("cuda", torch.float16) if on_cuda and self._half else nullcontext(),
             ):
-                output = self.model([sample])
+                yield
         finally:
             if was_training:
                 self.model.train()
+
+    def _run(self, sample: dict[str, Any]) -> dict[str, Any]:
+        with self.inference_context():
+            output = self.model([sample])
         if not isinstance(output, dict):
             raise ValueError("this model returns image results, it is not a video model; see DATASETS.TEST")
         return output

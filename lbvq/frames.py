@@ -46,7 +46,7 @@ class ArrayFrames(Sequence):
 
     def __init__(self, frames: Sequence) -> None:
         self._frames = frames
-        self._shape = _as_rgb(frames[0], 0).shape if len(frames) else None
+        self._shape = as_rgb(frames[0], 0).shape if len(frames) else None
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -54,7 +54,7 @@ class ArrayFrames(Sequence):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return ArrayFrames(self._frames[index])
-        frame = _as_rgb(self._frames[index], index)
+        frame = as_rgb(self._frames[index], index)
         if frame.shape != self._shape:
             raise ValueError(
                 f"all frames must have one size: frame {index} is {frame.shape[0]} x {frame.shape[1]}, "
@@ -123,7 +123,7 @@ def _is_list_of_paths(video: Any) -> bool:
     )
 
 
-def _as_rgb(frame: Any, index: int) -> np.ndarray:
+def as_rgb(frame: Any, index: int) -> np.ndarray:
     """One frame, channels first or last, array, tensor or PIL image -> (H, W, 3) uint8."""
     array = np.asarray(frame.detach().cpu() if isinstance(frame, Tensor) else frame)
     if array.ndim != 3 or 3 not in (array.shape[0], array.shape[2]):

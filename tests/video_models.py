@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from golden_fill import fill_
+from golden_tame import tame_
 from helpers import CONFIGS
 from torch import nn
 
@@ -39,23 +40,26 @@ def damp_(model: nn.Module, factor: float = 0.3) -> nn.Module:
     return model
 
 
-def small_cfg(**changes: Any) -> Any:
-    """LBVQ with ResNet-18 and narrow layers: the whole model in a fraction of a second."""
+def small_cfg(method: str = "lbvq", **changes: Any) -> Any:
+    """A method (lbvq, vita, genvis) with ResNet-18 and narrow layers: the whole model in a fraction of a second."""
+    group = "LBVQ" if method == "lbvq" else "VITA"
     tiny = {
         "MODEL__MASK_FORMER__NUM_OBJECT_QUERIES": 8,
-        "MODEL__LBVQ__NUM_OBJECT_QUERIES": 8,
+        f"MODEL__{group}__NUM_OBJECT_QUERIES": 8,
         "MODEL__MASK_FORMER__DEC_LAYERS": 4,
-        "MODEL__LBVQ__DEC_LAYERS": 2,
+        f"MODEL__{group}__DEC_LAYERS": 2,
         "MODEL__SEM_SEG_HEAD__TRANSFORMER_ENC_LAYERS": 1,
         "MODEL__MASK_FORMER__TRAIN_NUM_POINTS": 112,
         "MODEL__SEM_SEG_HEAD__NUM_CLASSES": 13,
     }
-    return load_cfg("synthetic/lbvq_R18_tiny.yaml", **{**tiny, **changes})
+    config_file = {"lbvq": "lbvq_R18_tiny", "vita": "vita_R18_tiny", "genvis": "genvis_R18_tiny_online"}[method]
+    return load_cfg(f"synthetic/{config_file}.yaml", **{**tiny, **changes})
 
 
-def small_model(**changes: Any) -> nn.Module:
-    """`small_cfg` with deterministic weights, in eval mode."""
-    return fill_(build_model(small_cfg(**changes))).eval()
+def small_model(method: str = "lbvq", **changes: Any) -> nn.Module:
+    """`small_cfg` with deterministic weights, in eval mode; attention is weak enough to keep queries distinct."""
+    model = fill_(build_model(small_cfg(method, **changes))).eval()
+    return model if method == "lbvq" else tame_(model, ("vita_module.", "sem_seg_head.predictor."))
 
 
 class LazyFrames:

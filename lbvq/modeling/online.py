@@ -56,10 +56,12 @@ class OnlineSegmenter:
     Attributes:
         clip_length: frames of one step; the last step of a video may be shorter.
         use_quality: multiply the scores by the mask quality at the end.
+        state_on_cpu: the state is kept on the CPU; by default it is where the model is.
     """
 
     clip_length: int = 1
     use_quality: bool = True
+    state_on_cpu: bool = False
 
     def start_stream(self) -> StreamState:
         """State before the first frame."""
@@ -84,6 +86,15 @@ class OnlineSegmenter:
     def decide(self, state: StreamState) -> tuple[Tensor, Tensor, Tensor]:
         """What is reported if the video ends here: scores (k,), labels (k,) and rows (k,) in [0, N)."""
         raise NotImplementedError
+
+    def place(self, state: Any) -> Any:
+        """Move a state, or evidence, that was loaded from a file to where it belongs."""
+        device = "cpu" if self.state_on_cpu else self.device
+        if isinstance(state, Tensor):
+            return state.to(device)
+        if isinstance(state, dict):
+            return {name: self.place(value) for name, value in state.items()}
+        return [self.place(value) for value in state] if isinstance(state, list) else state
 
     @property
     def encode_step(self) -> int | None:

@@ -70,17 +70,23 @@ class MaskStream:
 
     def add(self, logits: Tensor) -> None:
         """Take the mask logits (N, t, h, w) of the next t frames."""
-        pixels = logits.shape[1] * self.padded_size[0] * self.padded_size[1]
-        rows_at_once = max(1, PIXELS_AT_ONCE // max(pixels, 1))
-        masks = [
-            self._measure(part, start)
-            for start, part in zip(range(0, len(logits), rows_at_once), logits.split(rows_at_once), strict=False)
-        ]
-        self._keep(torch.cat(masks) if masks else torch.zeros(0, logits.shape[1], *self.output_size, dtype=torch.bool))
+        visible = self._visible(logits)
+        masks = [(resize(self._measure(logits[rows], rows.cpu()), self.output_size) > 0).cpu() for rows in visible]
+        self._keep(torch.cat(masks), torch.cat(visible).cpu(), logits.shape[1])
+
+    def measure(self, logits: Tensor) -> None:
+        """Take the mask logits (N, t, h, w) of the next t frames for the quality alone; the masks are not kept."""
+        for rows in self._visible(logits):
+            self._measure(logits[rows], rows.cpu())
+        self.num_frames += logits.shape[1]
 
     def quality(self) -> Tensor:
         """Mean foreground probability inside each mask over the whole video, (N,); 0 for a mask that is never there."""
-        return (self._inside_sum / (self._inside_count + 1e-6)).float()
+        return mask_quality(*self.sums())
+
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """What `inside_sums` gives for all frames so far, two (N,) float64."""
+        return self._inside_sum, self._inside_count
 
     def masks(self, rows: Tensor) -> Tensor | MaskTubes:
         """Return the masks of the given rows, (k, T, H, W) bool or `MaskTubes`; a row may be asked for repeatedly."""
@@ -89,22 +95,82 @@ class MaskStream:
         with torch.inference_mode(False):
             return self._dense[rows.tolist()]
 
-    def _measure(self, logits: Tensor, start: int) -> Tensor:
-        """Add the rows from `start` on to the sums; returns their masks (n, t, H, W) at the output size."""
-        rows = slice(start, start + len(logits))
-        logits = upsample_and_crop(logits.float(), self.padded_size, self.image_size)
-        inside = F.threshold(logits.sigmoid(), 0.5, 0.0)  # (n, t, H, W), 0 outside the mask
-        self._inside_sum[rows] += inside.sum(dim=(2, 3)).double().sum(dim=1).cpu()
-        self._inside_count[rows] += inside.count_nonzero(dim=(2, 3)).double().sum(dim=1).cpu()
-        return (resize(logits, self.output_size) > 0).cpu()
+    def state_dict(self) -> dict[str, Any]:
+        """What was taken so far, for `load_state_dict`; only of a stream that keeps RLE."""
+        if self._tubes is None:
+            raise ValueError("dense masks are not saved; leave dense_frames out to keep RLE.")
+        return {
+            "num_frames": self.num_frames,
+            "sizes": [list(size) for size in (self.padded_size, self.image_size, self.output_size)],
+            "masks": [
+                [None if mask is None else mask["counts"] for mask in self._tubes.rles(n)]
+                for n in range(len(self._tubes))
+            ],
+            "inside_sum": self._inside_sum.clone(),
+            "inside_count": self._inside_count.clone(),
+        }
 
-    def _keep(self, masks: Tensor) -> None:
-        stop = self.num_frames + masks.shape[1]
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> MaskStream:
+        """Build a stream that goes on where the saved one was; every mask is checked."""
+        padded_size, image_size, output_size = (tuple(size) for size in state["sizes"])
+        sizes = {"padded_size": padded_size, "image_size": image_size, "output_size": output_size}
+        stream = cls(len(state["inside_sum"]), **sizes)
+        stream.num_frames = int(state["num_frames"])
+        segmentations = [
+            [None if counts is None else {"size": list(output_size), "counts": counts} for counts in row]
+            for row in state["masks"]
+        ]
+        if state["masks"]:
+            stream._tubes = MaskTubes.from_rle(segmentations, output_size, stream.num_frames, where="saved masks")
+        stream._inside_sum.copy_(state["inside_sum"])
+        stream._inside_count.copy_(state["inside_count"])
+        return stream
+
+    def _visible(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """Rows with a positive logit, a few at a time: where none is, there is none after resizing."""
+        pixels = logits.shape[1] * self.padded_size[0] * self.padded_size[1]
+        rows = (logits.amax(dim=(1, 2, 3)) > 0).nonzero().flatten()
+        return rows.split(max(1, PIXELS_AT_ONCE // max(pixels, 1)))
+
+    def _measure(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Add the logits (n, t, h, w) of some rows to the sums; returns them at the size of the network input."""
+        logits = upsample_and_crop(logits.float(), self.padded_size, self.image_size)
+        total, count = inside_sums(logits)
+        self._inside_sum[rows] += total
+        self._inside_count[rows] += count
+        return logits
+
+    def _keep(self, masks: Tensor, rows: Tensor, num_frames: int) -> None:
+        """Keep the masks (n, t, H, W) of some rows; the others are not visible in these frames."""
+        stop = self.num_frames + num_frames
         if self._tubes is not None:
-            self._tubes.append(masks)
+            nothing = torch.zeros(1, num_frames, *self.output_size, dtype=torch.bool)
+            index = torch.zeros(len(self._inside_sum), dtype=torch.int64)
+            index[rows] = torch.arange(1, len(rows) + 1)
+            self._tubes.append(torch.cat((nothing, masks)), rows=index)
         else:
-            self._dense[:, self.num_frames : stop] = masks
+            self._dense[rows, self.num_frames : stop] = masks
         self.num_frames = stop
+
+
+def inside_sums(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the foreground probability over the pixels inside each mask, and their number.
+
+    Args:
+        logits: (N, t, H, W) at the size of the network input.
+
+    Returns:
+        Two (N,) float64 on the CPU; `mask_quality` of their sums over all frames is the quality of a mask.
+    """
+    inside = F.threshold(logits.sigmoid(), 0.5, 0.0)  # (N, t, H, W), 0 outside the mask
+    total = inside.sum(dim=(2, 3)).double().sum(dim=1).cpu()
+    return total, inside.count_nonzero(dim=(2, 3)).double().sum(dim=1).cpu()
+
+
+def mask_quality(total: Tensor, count: Tensor) -> Tensor:
+    """Mean foreground probability inside each mask, (N,); 0 for a mask without a pixel."""
+    return (total / (count + 1e-6)).float()
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
