@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _HOME = {  # public name: module that defines it
     "CfgNode": "lbvq.config",
+    "StreamPredictor": "lbvq.stream",
     "VideoPrediction": "lbvq.results",
     "VideoPredictor": "lbvq.api",
     "add_lbvq_config": "lbvq.config",

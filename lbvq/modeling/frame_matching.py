@@ -29,6 +29,7 @@ class FrameMatching(OnlineSegmenter):
     """
 
     use_quality = False
+    state_on_cpu = True
     num_predictions: int
 
     def start_stream(self) -> StreamState:
