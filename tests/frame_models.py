@@ -45,6 +45,7 @@ SMALL = {  # a whole model in a fraction of a second
     "MODEL__MASK_FORMER__NUM_OBJECT_QUERIES": 8,
     "MODEL__SEM_SEG_HEAD__NUM_CLASSES": 13,
     "MODEL__MASK_FORMER__TRAIN_NUM_POINTS": 112,
+    "MODEL__VISAGE__NUM_PREDICTIONS": 0,
 }
 
 
