@@ -228,8 +228,9 @@ def _check_architecture(depth: int, is_basic: bool, res2_channels: int, num_grou
         raise ValueError(f"MODEL.RESNETS.DEPTH must be one of {sorted(BLOCKS_PER_STAGE)}, got {depth}.")
     if res5_dilation not in (1, 2):
         raise ValueError(f"MODEL.RESNETS.RES5_DILATION must be 1 or 2, got {res5_dilation}.")
-    if is_basic and (res2_channels, num_groups, res5_dilation) != (64, 1, 1):
+    # More than 64 is the default of the deeper networks, left standing by mistake; fewer make a narrow network.
+    if is_basic and (res2_channels > 64 or (num_groups, res5_dilation) != (1, 1)):
         raise ValueError(
-            f"ResNet-{depth} needs MODEL.RESNETS.RES2_OUT_CHANNELS 64, NUM_GROUPS 1 and RES5_DILATION 1, "
+            f"ResNet-{depth} needs MODEL.RESNETS.RES2_OUT_CHANNELS 64 or fewer, NUM_GROUPS 1 and RES5_DILATION 1, "
             f"got {res2_channels}, {num_groups} and {res5_dilation}."
         )
