@@ -28,7 +28,7 @@ _GROUPS = {"r": "rare", "c": "common", "f": "frequent"}  # "frequency" of a cate
 class LvisScorer:
     """Scores predictions on LVIS images."""
 
-    def __init__(self, ground_truth: str | Path | Mapping[str, Any]) -> None:
+    def __init__(self, ground_truth: str | Path | Mapping[str, Any] | MaskFile) -> None:
         """Read the annotation file (or take its content): images, categories and annotations of LVIS v1."""
         file = images_as_videos(ground_truth)
         self._ap = TubeAP(GroundTruth(file), LVIS_SETTINGS)
@@ -74,9 +74,12 @@ class LvisScorer:
         return table | {f"AP-{name}": value for name, value in result.per_category().items()}
 
 
-def images_as_videos(source: str | Path | Mapping[str, Any]) -> MaskFile:
+def images_as_videos(source: str | Path | Mapping[str, Any] | MaskFile) -> MaskFile:
     """Turn annotations of images (COCO form) into annotations of videos of one frame."""
-    file = read_mask_file(source) if isinstance(source, (str, Path)) else MaskFile("ground truth", source, [], [])
+    if isinstance(source, MaskFile):
+        file = source
+    else:
+        file = read_mask_file(source) if isinstance(source, (str, Path)) else MaskFile("ground truth", source, [], [])
     content = file.document
     if not isinstance(content, Mapping) or not isinstance(content.get("images"), list):
         raise ValueError(f"{file.name}: expected annotations of images, an object with a list 'images'")

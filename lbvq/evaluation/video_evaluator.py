@@ -1,0 +1,135 @@
+"""Evaluator of video instance segmentation: writes results.json and scores it where annotations are at hand."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lbvq.data.catalog import MetadataCatalog
+from lbvq.engine import comm
+from lbvq.evaluation.base import DatasetEvaluator, Results
+from lbvq.evaluation.mask_file import read_mask_file
+from lbvq.evaluation.result_files import ResultParts
+from lbvq.evaluation.tables import format_results
+from lbvq.evaluation.video_metrics import VideoScorer, read_ground_truth
+from lbvq.rle import to_rle
+from lbvq.tubes import MaskTubes
+
+logger = logging.getLogger(__name__)
+
+
+class VideoInstanceEvaluator(DatasetEvaluator):
+    """For YouTube-VIS, OVIS, HQ-YTVIS, LV-VIS, BURST and data sets in their format.
+
+    Every process scores its own videos as they come; only a few numbers per prediction travel between processes.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str | Path,
+        *,
+        metric: str = "ytvis",
+        reference: bool = False,
+        base_novel: bool | None = None,
+    ) -> None:
+        """Prepare; annotations are read when the first prediction arrives.
+
+        Args:
+            dataset_name: a registered data set.
+            output_dir: gets results.json and results.zip.
+            metric: one of `video_metrics.VIDEO_METRICS`.
+            reference: reproduce the published evaluator with its defects.
+            base_novel: see `VideoScorer`.
+        """
+        self._metadata = MetadataCatalog.get(dataset_name)
+        self._metric = metric
+        self._options = {"reference": reference, "base_novel": base_novel}
+        self._parts = ResultParts(output_dir)
+        self._scorer: VideoScorer | None = None
+        self._is_ready = False
+        self._seen: set[int] = set()
+
+    def reset(self) -> None:
+        """Forget all predictions."""
+        self._parts.reset()
+        self._seen.clear()
+        if self._scorer is not None:
+            self._scorer.reset()
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Mapping[str, Any]) -> None:
+        """Take the prediction for one video.
+
+        Args:
+            inputs: one sample with `video_id`.
+            outputs: `pred_scores` and `pred_labels`, lists of N, and `pred_masks`, (N, T, H, W) bool or `MaskTubes`.
+        """
+        if len(inputs) != 1:
+            raise ValueError(f"one video at a time is evaluated, got a batch of {len(inputs)}")
+        video_id = int(inputs[0]["video_id"])
+        if video_id in self._seen:
+            logger.warning("Video %d was predicted twice; the second prediction is ignored.", video_id)
+            return
+        self._seen.add(video_id)
+        self._prepare()
+        entries = self._entries(video_id, outputs)
+        self._parts.add(entries)
+        if self._scorer is not None:
+            self._scorer.update(entries, f"predictions for video {video_id}")
+
+    def _prepare(self) -> None:
+        """Read the annotations, if there are any."""
+        if self._is_ready:
+            return
+        file = read_mask_file(self._metadata.json_file)
+        if isinstance(file.document, Mapping) and file.document.get("annotations") is not None:
+            truth = read_ground_truth(self._metric, file, reference=bool(self._options["reference"]))
+            self._scorer = VideoScorer(self._metric, truth, **self._options)
+        self._is_ready = True
+
+    def _entries(self, video_id: int, outputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Entries of results.json; every frame has a mask, empty or not, as published."""
+        masks = outputs["pred_masks"]
+        if len(masks) == 0:
+            return []
+        tubes = masks if isinstance(masks, MaskTubes) else MaskTubes.from_dense(masks)
+        category_ids = {index: each for each, index in self._metadata.thing_dataset_id_to_contiguous_id.items()}
+        scores, labels = list(outputs["pred_scores"]), list(outputs["pred_labels"])
+        if not len(scores) == len(labels) == len(tubes):
+            raise ValueError(f"{len(tubes)} masks need as many scores and labels, got {len(scores)} and {len(labels)}")
+        empty = to_rle([], *tubes.size)
+        entries = []
+        for index, (score, label) in enumerate(zip(scores, labels, strict=True)):
+            if int(label) not in category_ids:
+                raise ValueError(
+                    f"class index {int(label)} is not among the {len(category_ids)} of {self._metadata.name}; "
+                    "does MODEL.SEM_SEG_HEAD.NUM_CLASSES fit the data set?"
+                )
+            entries.append(
+                {
+                    "video_id": video_id,
+                    "score": float(score),
+                    "category_id": category_ids[int(label)],
+                    "segmentations": [empty if mask is None else mask for mask in tubes.rles(index)],
+                }
+            )
+        return entries
+
+    def evaluate(self) -> Results:
+        """Write the files and score; {} without annotations, and on every process but the main one."""
+        path = self._parts.finish()
+        self._prepare()
+        states = comm.gather(None if self._scorer is None else self._scorer.state())
+        if not comm.is_main_process():
+            return {}
+        logger.info("Results written to %s, and packed for submission to %s", path, path.with_suffix(".zip"))
+        if self._scorer is None:
+            logger.warning("Annotations are not available for evaluation: %s has none.", self._metadata.json_file)
+            return {}
+        for state in states[1:]:  # the first one is our own
+            self._scorer.merge(state)
+        tables = self._scorer.compute().tables
+        logger.info("%s", format_results(tables))
+        return tables
