@@ -7,6 +7,7 @@ two duties.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from mask2former.structures import ImageList
 
 if TYPE_CHECKING:
     from .frame_matching import MatchedFrames
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -68,8 +71,9 @@ class VideoSegmenter(nn.Module):
         super().__init__()
         if run_chunk_size < 1:
             raise ValueError(f"TEST_RUN_CHUNK_SIZE must be at least 1, got {run_chunk_size}.")
-        self.backbone = backbone
-        self.sem_seg_head = sem_seg_head
+        # batches come channels last; convolutions would copy weights that do not in every training step
+        self.backbone = backbone.to(memory_format=torch.channels_last)
+        self.sem_seg_head = sem_seg_head.to(memory_format=torch.channels_last)
         self.criterion = criterion
         self.num_frames = num_frames
         self.size_divisibility = backbone.size_divisibility if size_divisibility < 0 else size_divisibility
@@ -99,7 +103,7 @@ class VideoSegmenter(nn.Module):
             "run_chunk_size": 18,
             "feature_budget_mib": cfg.TEST.FEATURE_BUDGET_MB,
             "match_frames": cfg.TEST.MATCH_FRAMES,
-            "compile_encoder": cfg.MODEL.COMPILE,
+            "compile_encoder": is_compiled(cfg),
         }
 
     @property
@@ -154,7 +158,14 @@ class VideoSegmenter(nn.Module):
         return self.batch_images([frame for sample in samples for frame in sample["image"]])
 
     def encode_video(self, frames: Sequence[Tensor], chunk_size: int | None = None) -> Iterator[EncodedFrames]:
-        """Run the frame segmenter over a video, a few frames at a time.
+        """Run the frame segmenter over a video, a few frames at a time; see `image_batches`."""
+        for start, images in self.image_batches(frames, chunk_size):
+            yield self.encode_frames(images, start)
+
+    def image_batches(
+        self, frames: Sequence[Tensor], chunk_size: int | None = None
+    ) -> Iterator[tuple[int, ImageList]]:
+        """Cut a video into batches of frames that are ready for the backbone: (number of the first frame, batch).
 
         Args:
             frames: T tensors (3, h, w) of one size, uint8 or float 0..255 RGB; may be decoded when indexed.
@@ -173,7 +184,7 @@ class VideoSegmenter(nn.Module):
                         f"all frames of a video must have one shape; frame 0 has {tuple(first.shape)}, frame {t} has "
                         f"{tuple(frame.shape)}. Resize them before, or split the video."
                     )
-            yield self.encode_frames(self.batch_images(images), start)
+            yield start, self.batch_images(images)
 
     @property
     def frames_per_run(self) -> int:
@@ -184,11 +195,11 @@ class VideoSegmenter(nn.Module):
         """
         return 1 if self.device.type == "cpu" else self.run_chunk_size
 
-    def encode_frames(self, images: ImageList, start: int = 0) -> EncodedFrames:
-        """Run the frame segmenter over a batch of frames of equal size."""
+    def encode_frames(self, images: ImageList, start: int = 0, **context: Any) -> EncodedFrames:
+        """Run the frame segmenter over a batch of frames of equal size; `context` is for its decoder."""
         batch = images.tensor.contiguous(memory_format=torch.channels_last)
         features = self.backbone(batch)
-        outputs, frame_queries, mask_features = self.sem_seg_head(features)
+        outputs, frame_queries, mask_features = self.sem_seg_head(features, **context)
         return EncodedFrames(
             start=start,
             image_size=images.image_sizes[0],
@@ -209,6 +220,16 @@ class VideoSegmenter(nn.Module):
         for name, parameter in self.named_parameters():
             if module_name not in name:
                 parameter.requires_grad_(False)
+
+
+def is_compiled(cfg: Any) -> bool:
+    """Whether to compile the frame segmenter; says so when that will not help."""
+    if cfg.MODEL.COMPILE and not (str(cfg.MODEL.DEVICE).startswith("cuda") and torch.cuda.is_available()):
+        logger.warning(
+            "MODEL.COMPILE is for GPUs: on a CPU the first video takes minutes and the others are not faster, because "
+            "the ordinary code already calls the fastest CPU library, which compiled code does not."
+        )
+    return cfg.MODEL.COMPILE
 
 
 def output_size(video: dict[str, Any], image_size: tuple[int, int]) -> tuple[int, int]:

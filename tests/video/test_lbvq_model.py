@@ -181,10 +181,12 @@ def test_half_precision_training_gives_float32_losses_near_the_exact_ones():
     assert sum(losses.values()).item() == pytest.approx(sum(exact.values()).item(), rel=0.05)
 
 
-def test_a_compiled_model_has_the_same_names_and_masks(reference, monkeypatch):
+def test_a_compiled_model_has_the_same_names_and_masks(reference, monkeypatch, caplog):
     """Graph capture only; generating code takes minutes."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    model = small_model(MODEL__COMPILE=True)
+    with caplog.at_level("WARNING"):
+        model = small_model(MODEL__COMPILE=True)
+    assert "MODEL.COMPILE is for GPUs" in caplog.text
     assert model.state_dict().keys() == small_model().state_dict().keys()
     same(predict(model), reference)
 

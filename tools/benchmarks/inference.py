@@ -38,6 +38,8 @@ import mask2former.modeling.transformer_decoder as decoder
 from lbvq.config import get_cfg
 from lbvq.engine.checkpoint import load_weights
 from lbvq.frames import ResizedFrames, open_frames
+from lbvq.modeling.clip_segmenter import ClipSegmenter
+from lbvq.modeling.online import OnlineSegmenter
 from lbvq.modeling.postprocess import MaskStream
 from mask2former.modeling.deform_attn import MSDeformAttn
 from mask2former.registry import build_model
@@ -158,18 +160,33 @@ class Stopwatch:
         return time.perf_counter()
 
 
+def method_stages(model: nn.Module) -> list[tuple[Any, str, str]]:
+    """What a method does with encoded frames: (owner of the function, its name, stage)."""
+    if isinstance(model, ClipSegmenter):
+        return [(model.clip_module, name, "clip module") for name in ("mask_features", "forward")]
+    return [(model, name, "tracking") for name in ("observe", "advance")]
+
+
 @contextlib.contextmanager
 def stages_timed(model: nn.Module, device: str) -> Iterator[dict[str, float]]:
     """Time the stages of `model` inside the block."""
     watch = Stopwatch(device)
-    head, clip = model.sem_seg_head, model.clip_module
+    head = model.sem_seg_head
+    if getattr(head, "_compiled_call_impl", None) is not None:  # a graph has no stages inside
+        encoder = [
+            (model.backbone, "_compiled_call_impl", "backbone"),
+            (head, "_compiled_call_impl", "pixel and frame decoder"),
+        ]
+    else:
+        encoder = [
+            (model.backbone, "forward", "backbone"),
+            (head.pixel_decoder, "forward_features", "pixel decoder"),
+            (head.predictor, "forward", "frame decoder"),
+        ]
     places = [
         (RepeatedFrames, "__getitem__", "decode and resize"),
-        (model.backbone, "forward", "backbone"),
-        (head.pixel_decoder, "forward_features", "pixel decoder"),
-        (head.predictor, "forward", "frame decoder"),
-        (clip, "mask_features", "clip module"),
-        (clip, "forward", "clip module"),
+        *encoder,
+        *method_stages(model),
         (MaskStream, "add", "mask up-sampling"),
         (MaskStream, "_keep", "run lengths"),
     ]
@@ -193,6 +210,7 @@ def published_arithmetic(model: nn.Module) -> Iterator[None]:
         stack.enter_context(patch.object(decoder, "mask_logits", full_size_mask_logits))
         stack.enter_context(patch.object(lbvq_module, "FRAMES_AT_ONCE", 1))
         stack.enter_context(patch.object(type(model), "frames_per_run", model.run_chunk_size))
+        stack.enter_context(patch.object(OnlineSegmenter, "encode_step", None))
         stack.enter_context(patch.object(model, "feature_budget_mib", float("inf")))
         for module in model.modules():
             if isinstance(module, MSDeformAttn):
