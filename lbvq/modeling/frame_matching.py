@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .base import EncodedFrames, VideoSegmenter
 from .online import Evidence, OnlineSegmenter, StepMasks, StreamState
-from .postprocess import select_top
+from .postprocess import image_output, select_top
 from .tracking import add_logits, assign_queries, cosine_similarity, keep_finite, mean_probabilities
 
 logger = logging.getLogger(__name__)
@@ -44,10 +44,10 @@ class FrameMatching(OnlineSegmenter):
         }
         if not all(evidence[name].isfinite().all() for name in ("queries", "logits")):
             logger.warning(
-                "frames %d to %d: the network's outputs are not finite; objects wait for the next frame. Set "
-                "TEST.AMP.ENABLED False if this happens often.",
+                "The network's outputs are not finite somewhere in the %d frame(s) from number %d on; objects wait for "
+                "the next frame. Set TEST.AMP.ENABLED False if this happens often.",
+                len(evidence["logits"]),
                 encoded.start,
-                encoded.start + len(evidence["logits"]) - 1,
             )
         return evidence
 
@@ -87,6 +87,10 @@ class MatchedFrames(FrameMatching):
         if name == "segmenter":
             raise AttributeError(name)  # a copy that is not filled yet
         return getattr(self.segmenter, name)
+
+    def inference(self, video: dict[str, Any]) -> Any:
+        output = super().inference(video)
+        return image_output(output) if getattr(self.segmenter, "is_coco", False) else output
 
 
 def finite_masks(logits: Tensor) -> Tensor:

@@ -268,6 +268,12 @@ def test_matching_can_be_switched_on_for_a_method_with_a_clip_module():
     assert "loss_lbvq_ce" in lbvq([clip(3, A, B)])  # training is the method's own
 
 
+def test_matching_keeps_the_form_of_results_on_image_data_sets():
+    model = build_model(small_cfg(TEST__MATCH_FRAMES=True, DATASETS__TEST="('coco_2017_val',)")).eval()
+    (result,) = predict(model, VIDEO[:1])
+    assert result["instances"].pred_masks.shape == (100, 50, 70)
+
+
 def test_matching_of_frames_replaces_the_memory_of_visage():
     visage, minvis = small_model("visage", TEST__MATCH_FRAMES=True), small_model("minvis")
     minvis.load_state_dict(visage.state_dict(), strict=False)

@@ -16,6 +16,7 @@ from video_models import load_cfg
 from lbvq.data.build import build_train_loader
 from lbvq.data.catalog import DatasetCatalog, MetadataCatalog
 from lbvq.data.coco import register_coco_instances
+from lbvq.engine.weights import load_weights
 from lbvq.modeling.appearance import AppearanceDecoder, contrast, contrastive_losses, object_pairs, pool_inside
 from lbvq.modeling.visage import frames_with_absent
 from mask2former.registry import build_model
@@ -141,6 +142,13 @@ def test_settings_reach_the_model():
     assert (model.memory.size, model.memory.newest_weighs_most) == (3, True)
     assert model.contrast_weights["loss_reid_app"] == 0.5 and model.contrast_weights["loss_reid"] == 2.0
     assert model.appearance_decoder.in_features == ("res4",)
+
+
+def test_training_starts_from_the_weights_of_an_image_model(tmp_path):
+    image_model = sharp_model("synthetic/minvis_R18_tiny.yaml", **SMALL)
+    torch.save({"model": image_model.state_dict()}, tmp_path / "image.pth")
+    report = load_weights(sharp_model(TINY, **SMALL), tmp_path / "image.pth", allow_missing="new_modules")
+    assert {name.split(".")[0] for name in report.missing} == {"appearance_decoder"}
 
 
 # -- absent objects
