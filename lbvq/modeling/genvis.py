@@ -21,7 +21,7 @@ from .base import EncodedFrames
 from .clip_criterion import weighted
 from .clip_decoder import ClipMasks
 from .genvis_criterion import GenvisCriterion, split_target
-from .genvis_memory import Memory, empty_memory, read_memory, remember
+from .genvis_memory import Memory, recall, remember
 from .online import Evidence, OnlineSegmenter, StepMasks, StreamState
 from .postprocess import select_top
 from .targets import prepare_targets
@@ -85,12 +85,12 @@ class Genvis(OnlineSegmenter, Vita):
         features = self.clip_module.mask_features(encoded.mask_features).unflatten(0, (num_videos, -1))
         clip_targets = zip(*(split_target(target, length) for target in targets), strict=True)
 
-        memory, owners = empty_memory(), None
+        memory, owners = [], None
         state = self.clip_module.first_state(queries.shape[0] * num_videos)
         for clip, targets_of_clip in enumerate(clip_targets):
             frames = slice(clip * length, (clip + 1) * length)
             outputs, state = self.clip_module(queries[:, :, frames].flatten(1, 2), memory, state)
-            memory = remember(memory, outputs["pre_memory"])
+            memory = remember(memory, outputs["objects"])
             for layer in (outputs, *outputs["aux_outputs"]):
                 layer["pred_masks"] = ClipMasks(layer["pred_mask_embed"], features[:, frames])
             clip_losses, owners = self.genvis_criterion(
@@ -118,7 +118,7 @@ class Genvis(OnlineSegmenter, Vita):
         num_classes = self.sem_seg_head.num_classes
         return {
             "query": query,
-            "memory": empty_memory(),
+            "memory": [],
             "probabilities": torch.zeros(len(query), num_classes, device=query.device),  # best so far
         }
 
@@ -133,7 +133,7 @@ class Genvis(OnlineSegmenter, Vita):
         probabilities = outputs["pred_logits"][-1, 0].float().softmax(-1)[:, :-1]
         state = {
             "query": query,
-            "memory": remember(state["memory"], outputs["pre_memory"]),
+            "memory": remember(state["memory"], outputs["objects"]),
             "probabilities": torch.maximum(state["probabilities"], probabilities),
         }
         return state, StepMasks(evidence["features"], outputs["pred_mask_embed"][-1, 0])
@@ -168,16 +168,23 @@ class GenVIS(VITA):
             state: (N, L*B, C), what this function returned for the clip before; `first_state` for the first.
 
         Returns:
-            The outputs of `ClipDecoder.predict` with the entry `pre_memory`, what is to be remembered of this clip;
-            and the state for the next clip, which is not normalised.
+            The outputs of `ClipDecoder.predict` with the entry `objects` (L, B, N, C), what is to be remembered of this
+            clip; and the state for the next clip, which is not normalised.
         """
         encoded, num_outputs = self.encode(frame_queries)
-        read = read_memory(memory, self.pre_query_embed_k(state))
-        states = self.decode(state + self.pre_query_embed_v(state) + read, encoded)
+        start = state + self.pre_query_embed_v(state) + self.read(memory, state)
+        states = self.decode(start, encoded)
         outputs = self.predict(states, num_outputs, self.frame_similarity(encoded, num_outputs))
-        objects = self.decoder_norm(states[-1]).transpose(0, 1).unflatten(0, (num_outputs, -1))  # (L, B, N, C)
-        entry = {"k": self.pre_memory_embed_k(objects)[None], "v": self.pre_memory_embed_v(objects)[None]}
-        return {**outputs, "pre_memory": entry}, states[-1]
+        objects = self.decoder_norm(states[-1]).transpose(0, 1).unflatten(0, (num_outputs, -1))
+        return {**outputs, "objects": objects}, states[-1]
+
+    def read(self, memory: Memory, state: Tensor) -> Tensor:
+        """Let every query attend to itself in earlier clips: state (N, L*B, C) -> the same shape, zeros at first."""
+        if not memory:
+            return torch.zeros_like(state)
+        queries, key = self.pre_query_embed_k(state), self.pre_memory_embed_k
+        objects = recall(memory, queries @ key.weight, queries @ key.bias)
+        return self.pre_memory_embed_v(objects)
 
 
 def frames_of_clip(items: list, num_videos: int, frames: slice) -> list:

@@ -1,7 +1,9 @@
-"""What GenVIS remembers of earlier clips: for every query, how it looked at the end of each of them.
+"""What GenVIS remembers of earlier clips: for every query, the object it had become at the end of each of them.
 
-The memory is `{"k": blocks, "v": blocks}`: keys and values in blocks (m, L, B, N, C) of m clips each, oldest first.
-Nothing is ever forgotten and no tensor is changed once it is in the memory, so copies of the dict are snapshots.
+The published memory holds a key and a value of every object, both linear in it. Products with the keys are products
+with the objects, and the sum of the values follows from the sum of the objects, so the objects alone are kept: half as
+much. The memory is a list of blocks (m, L, B, N, C) of m clips, oldest first. Nothing is ever forgotten, and no tensor
+is changed once it is in the memory, so a copy of the list is a snapshot.
 """
 
 from __future__ import annotations
@@ -9,44 +11,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-Memory = dict[str, list[Tensor]]
+Memory = list[Tensor]
 
-BLOCK = 64  # single clips are joined to blocks of so many, which long videos are read in
-
-
-def empty_memory() -> Memory:
-    """Memory before the first clip."""
-    return {"k": [], "v": []}
+BLOCK = 64  # single clips are joined to blocks of so many
 
 
-def remember(memory: Memory, entry: dict[str, Tensor]) -> Memory:
-    """Return the memory with one more clip, `k` and `v` (1, L, B, N, C); the memory given stays as it is."""
-    return {name: _join_tail([*memory[name], entry[name]]) for name in ("k", "v")}
-
-
-def read_memory(memory: Memory, queries: Tensor) -> Tensor:
-    """Let every query attend to itself in earlier clips; queries are not mixed.
-
-    As published the products are not scaled.
-
-    Args:
-        memory: keys and values of M clips.
-        queries: (N, L*B, C).
-
-    Returns:
-        (N, L*B, C); zeros without a clip.
-    """
-    if not memory["k"]:
-        return torch.zeros_like(queries)
-    keys, values = ([block.flatten(1, 2) for block in memory[name]] for name in ("k", "v"))  # (m, LB, N, C)
-    products = torch.cat([torch.einsum("nbc,mbnc->mbn", queries, block) for block in keys])  # (M, LB, N)
-    weights = products.softmax(dim=0).split([len(block) for block in values])
-    return sum(torch.einsum("mbn,mbnc->nbc", *pair) for pair in zip(weights, values, strict=True))
-
-
-def _join_tail(blocks: list[Tensor]) -> list[Tensor]:
-    """Join the single clips at the end as soon as they fill a block."""
-    singles = next((i for i, block in enumerate(reversed(blocks)) if len(block) > 1), len(blocks))
-    if singles < BLOCK:
+def remember(memory: Memory, objects: Tensor) -> Memory:
+    """Return the memory with the objects (L, B, N, C) of one more clip; the memory given stays as it is."""
+    blocks = [*memory, objects[None]]
+    num_singles = next((i for i, block in enumerate(reversed(blocks)) if len(block) > 1), len(blocks))
+    if num_singles < BLOCK:
         return blocks
     return [*blocks[:-BLOCK], torch.cat(blocks[-BLOCK:])]
+
+
+def recall(memory: Memory, queries: Tensor, offsets: Tensor) -> Tensor:
+    """Mean of what every query was in earlier clips, weighted by the softmax over the clips of products with it.
+
+    Queries are not mixed. As published the products are not scaled.
+
+    Args:
+        memory: of at least one clip.
+        queries: (N, L*B, C).
+        offsets: (N, L*B), added to the products.
+
+    Returns:
+        (N, L*B, C).
+    """
+    blocks = [block.flatten(1, 2) for block in memory]  # (m, LB, N, C)
+    products = torch.cat([torch.einsum("nbc,mbnc->mbn", queries, block) for block in blocks]) + offsets.T
+    weights = products.softmax(dim=0).split([len(block) for block in blocks])  # (m, LB, N)
+    return sum(torch.einsum("mbn,mbnc->nbc", *pair) for pair in zip(weights, blocks, strict=True))

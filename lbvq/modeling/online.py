@@ -108,7 +108,7 @@ class OnlineSegmenter:
         """
         state = self.start_stream()
         budget = self.feature_budget_mib
-        with FeatureStore(0.75 * budget) as features, FeatureStore(0.25 * budget) as mixings:
+        with FeatureStore(0.9 * budget) as features, FeatureStore(0.1 * budget) as mixings:
             lengths, sizes = [], {}
             for step, chunk in self.steps(video["image"]):
                 state, masks = self.advance(state, step)

@@ -53,7 +53,7 @@ class InferenceRun:
         module = model.vita_module
         module.register_forward_hook(lambda module, inputs, output: self.calls.append((inputs, *output)))
         module.vita_mask_features.register_forward_hook(lambda module, inputs, output: self.features.append(output))
-        self.query_key = module.pre_query_embed_k
+        self.module = module
         video = frames(7, 90, 120, seed=0)
         assert np.array_equal(video.float().sum((1, 2, 3)).numpy(), self.recorded["input_sum_per_frame"])
         encode = vita.encode_frame_queries
@@ -88,15 +88,16 @@ def test_every_clip(run):
 
 
 def test_what_is_carried_and_remembered(run):
-    for name in ("k", "v"):
-        got = run.stack(lambda outputs, state, name=name: outputs["pre_memory"][name][0, 0, 0, ::5])
-        close(got, run.recorded[f"mem_{name}_s5"])
+    objects = run.stack(lambda outputs, state: outputs["objects"][0, 0])  # published are the keys and values of them
+    with torch.no_grad():
+        close(run.module.pre_memory_embed_k(objects)[:, ::5], run.recorded["mem_k_s5"])
+        close(run.module.pre_memory_embed_v(objects)[:, ::5], run.recorded["mem_v_s5"])
     close(run.stack(lambda outputs, state: state[::5, 0]), run.recorded["out_q_s5"])
     _, memory, state = run.calls[-1][0]
     close(state[::5, 0], run.recorded["in_q_last_s5"])
-    keys = torch.cat(memory["k"])[:, 0, 0]  # (M, N, C)
     with torch.no_grad():
-        attention = torch.einsum("nc,mnc->nm", run.query_key(state[:, 0]), keys).softmax(1)
+        keys = run.module.pre_memory_embed_k(torch.cat(memory)[:, 0, 0])  # (M, N, C)
+        attention = torch.einsum("nc,mnc->nm", run.module.pre_query_embed_k(state[:, 0]), keys).softmax(1)
     close(attention, run.recorded["mem_attn_last"])
 
 

@@ -15,7 +15,7 @@ from helpers import GOLDEN
 
 from lbvq.modeling import genvis_memory
 from lbvq.modeling.genvis import GenVIS
-from lbvq.modeling.genvis_memory import empty_memory, read_memory, remember
+from lbvq.modeling.genvis_memory import recall, remember
 
 TINY = {
     "in_channels": 64,
@@ -49,10 +49,10 @@ def normal(seed: int, *shape: int) -> torch.Tensor:
 
 def run(module: GenVIS, clips: list[torch.Tensor], batch: int = 1) -> list[tuple[dict, torch.Tensor]]:
     """Outputs and state after every clip."""
-    memory, state, results = empty_memory(), module.first_state(batch), []
+    memory, state, results = [], module.first_state(batch), []
     for clip in clips:
         outputs, state = module(clip, memory, state)
-        memory = remember(memory, outputs["pre_memory"])
+        memory = remember(memory, outputs["objects"])
         results.append((outputs, state))
     return results
 
@@ -62,9 +62,10 @@ def recorded():
     return np.load(GOLDEN / "genvis_parts.npz")
 
 
-def check(recorded, tag: str, outputs: dict, state: torch.Tensor) -> None:
+def check(recorded, tag: str, module: GenVIS, outputs: dict, state: torch.Tensor) -> None:
     got = {name: outputs[name] for name in ("pred_logits", "pred_mask_embed", "pred_fq_embed", "pred_cq_embed")}
-    got |= {"mem_k": outputs["pre_memory"]["k"], "mem_v": outputs["pre_memory"]["v"], "out_q": state}
+    objects = outputs["objects"][None]  # published are the keys and values of them
+    got |= {"mem_k": module.pre_memory_embed_k(objects), "mem_v": module.pre_memory_embed_v(objects), "out_q": state}
     for i, layer in enumerate(outputs["aux_outputs"]):
         got |= {f"aux{i}_logits": layer["pred_logits"], f"aux{i}_mask_embed": layer["pred_mask_embed"]}
     assert {f"{tag}/{name}" for name in got} == {name for name in recorded.files if name.startswith(f"{tag}/")}
@@ -75,16 +76,17 @@ def check(recorded, tag: str, outputs: dict, state: torch.Tensor) -> None:
 @pytest.mark.parametrize("window", [0, 2])
 def test_three_clips_at_test_are_the_recorded_ones(recorded, window):
     clips = [normal(100 + clip, 2, length, 10, 64) for clip, length in enumerate((3, 3, 1))]
+    module = tiny(window_size=window).eval()
     with torch.no_grad():
-        results = run(tiny(window_size=window).eval(), clips)
-    for clip, result in enumerate(results):
-        check(recorded, f"eval_w{window}_c{clip}", *result)
+        for clip, result in enumerate(run(module, clips)):
+            check(recorded, f"eval_w{window}_c{clip}", module, *result)
 
 
 def test_three_clips_in_training_are_the_recorded_ones(recorded):
     clips = [normal(200 + clip, 2, 6, 10, 64) for clip in range(3)]
-    for clip, result in enumerate(run(tiny().train(), clips, batch=4)):
-        check(recorded, f"train_c{clip}", *result)
+    module = tiny().train()
+    for clip, result in enumerate(run(module, clips, batch=4)):
+        check(recorded, f"train_c{clip}", module, *result)
 
 
 def test_gradients_reach_the_first_clip():
@@ -102,48 +104,59 @@ def test_the_state_is_not_normalised():
 
 
 def test_reading_an_empty_memory_gives_zeros():
-    assert torch.equal(read_memory(empty_memory(), torch.ones(3, 2, 4)), torch.zeros(3, 2, 4))
+    assert torch.equal(tiny().read([], torch.ones(12, 2, 64)), torch.zeros(12, 2, 64))
 
 
-def test_reading_by_hand():
+def test_recalling_by_hand():
     """Two clips, one query: weights are the softmax of plain products."""
-    memory = empty_memory()
-    for key, value in ((0.0, 10.0), (2.0, 20.0)):
-        memory = remember(memory, {"k": torch.full((1, 1, 1, 1, 2), key), "v": torch.full((1, 1, 1, 1, 2), value)})
-    read = read_memory(memory, torch.tensor([[[0.5, 0.0]]]))
+    memory = remember(remember([], torch.full((1, 1, 1, 2), 0.0)), torch.full((1, 1, 1, 2), 2.0))
+    recalled = recall(memory, torch.tensor([[[0.5, 0.0]]]), torch.zeros(1, 1))
     weight = 1 / (1 + torch.exp(torch.tensor(-1.0)))  # of the second clip: e^1 / (e^0 + e^1)
-    torch.testing.assert_close(read, (10 * (1 - weight) + 20 * weight).expand(1, 1, 2))
+    torch.testing.assert_close(recalled, (2 * weight).expand(1, 1, 2))
 
 
-def test_queries_read_their_own_past_only():
-    entries = [{"k": normal(i, 1, 1, 2, 5, 4), "v": normal(i + 9, 1, 1, 2, 5, 4)} for i in range(3)]
-    queries = normal(7, 5, 2, 4)
+def test_reading_is_attention_to_keys_and_values():
+    """The published form, with a key and a value of every object."""
+    module = tiny()
+    clips = [normal(i, 1, 2, 12, 64) for i in range(3)]
+    memory = []
+    for clip in clips:
+        memory = remember(memory, clip)
+    state = normal(9, 12, 2, 64)
+    with torch.no_grad():
+        past = torch.stack(clips)[:, 0].transpose(1, 2)  # (M, N, B, C)
+        keys, values = module.pre_memory_embed_k(past), module.pre_memory_embed_v(past)
+        weights = (module.pre_query_embed_k(state) * keys).sum(-1, keepdim=True).softmax(dim=0)
+        torch.testing.assert_close(module.read(memory, state), (weights * values).sum(0), atol=1e-4, rtol=1e-4)
 
-    def read(entries):
-        memory = empty_memory()
-        for entry in entries:
-            memory = remember(memory, entry)
-        return read_memory(memory, queries)
 
-    changed = [{name: tensor.clone() for name, tensor in entry.items()} for entry in entries]
-    changed[1]["v"][:, :, :, 3] += 1
-    difference = (read(entries) - read(changed)).abs().amax(dim=(1, 2))
+def test_queries_recall_their_own_past_only():
+    clips, queries = [normal(i, 1, 2, 5, 4) for i in range(3)], normal(7, 5, 2, 4)
+
+    def recalled(clips):
+        memory = []
+        for clip in clips:
+            memory = remember(memory, clip)
+        return recall(memory, queries, torch.zeros(5, 2))
+
+    changed = [clip.clone() for clip in clips]
+    changed[1][:, :, 3] += 1
+    difference = (recalled(clips) - recalled(changed)).abs().amax(dim=(1, 2))
     assert difference.nonzero().flatten().tolist() == [3]
 
 
 @pytest.mark.parametrize("block", [2, 3, 64])
-def test_reading_does_not_depend_on_how_the_memory_is_kept(block, monkeypatch):
+def test_recalling_does_not_depend_on_how_the_memory_is_kept(block, monkeypatch):
     monkeypatch.setattr(genvis_memory, "BLOCK", block)
-    entries = [{"k": normal(i, 1, 1, 1, 5, 4), "v": normal(i + 50, 1, 1, 1, 5, 4)} for i in range(11)]
-    memory, snapshots = empty_memory(), []
-    for entry in entries:
-        memory = remember(memory, entry)
+    clips = [normal(i, 1, 1, 5, 4) for i in range(11)]
+    memory, snapshots = [], []
+    for clip in clips:
+        memory = remember(memory, clip)
         snapshots.append(memory)
-    assert sum(len(part) for part in memory["k"]) == 11
-    assert len(memory["k"]) == 11 // block + 11 % block
-    keys, values = (torch.cat([entry[name] for entry in entries])[:, 0, 0] for name in ("k", "v"))  # (M, N, C)
-    queries = normal(99, 5, 1, 4)
+    assert sum(len(part) for part in memory) == 11
+    assert len(memory) == 11 // block + 11 % block
+    past, queries = torch.stack(clips)[:, 0, 0], normal(99, 5, 1, 4)  # (M, N, C)
     for count in (1, 4, 11):
-        weights = torch.einsum("nc,mnc->mn", queries[:, 0], keys[:count]).softmax(0)
-        want = torch.einsum("mn,mnc->nc", weights, values[:count])[:, None]
-        torch.testing.assert_close(read_memory(snapshots[count - 1], queries), want)
+        weights = torch.einsum("nc,mnc->mn", queries[:, 0], past[:count]).softmax(0)
+        want = torch.einsum("mn,mnc->nc", weights, past[:count])[:, None]
+        torch.testing.assert_close(recall(snapshots[count - 1], queries, torch.zeros(5, 1)), want)
