@@ -65,7 +65,7 @@ class VITA(ClipDecoder):
 
     @classmethod
     def from_config(cls, cfg: Any, group: str) -> dict[str, Any]:
-        clip = cfg.MODEL[group]
+        clip = cfg.MODEL.VITA  # GenVIS' too
         return {
             **super().from_config(cfg, group),
             "num_encoder_layers": clip.ENC_LAYERS,
