@@ -40,8 +40,11 @@ class ClipMatcher(nn.Module):
         """
         num_outputs, num_clips = outputs["pred_logits"].shape[:2]
         entries = [(layer, clip) for layer in range(num_outputs) for clip in range(num_clips)]
+        # All costs first: a GPU computes the next while the first is copied.
+        costs = [self.cost(outputs, targets[clip], layer, clip) for layer, clip in entries]
         return [
-            assign(self.cost(outputs, targets[clip], layer, clip), targets[clip].get("name")) for layer, clip in entries
+            assign(cost, targets[clip].get("name", f"clip {clip} of the batch"))
+            for cost, (_, clip) in zip(costs, entries, strict=True)
         ]
 
     def cost(self, outputs: dict[str, Any], target: dict[str, Any], layer: int, clip: int) -> Tensor:
