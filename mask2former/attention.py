@@ -36,15 +36,17 @@ def attend(
     """
     num_heads = attention.num_heads
     queries, keys, values = (_split_heads(x, num_heads) for x in _project(attention, query, key, value))
-    if queries.device.type == "cpu" and queries.dtype == torch.bfloat16:  # ten times slower backward than float32
-        queries, keys, values = queries.float(), keys.float(), values.float()
-    out = F.scaled_dot_product_attention(
-        queries,
-        keys,
-        values,
-        attn_mask=_join_masks(mask, key_padding_mask, num_heads, queries.dtype),
-        dropout_p=attention.dropout if attention.training else 0.0,
-    )  # (B, M, Q, C/M)
+    attn_mask = _join_masks(mask, key_padding_mask, num_heads, queries.dtype)
+    dropout = attention.dropout if attention.training else 0.0
+    if queries.dtype == torch.bfloat16 and queries.device.type == "cpu":
+        # the backward pass of the CPU's kernel takes ten times as long in bfloat16, which autocast would choose again
+        with torch.autocast("cpu", enabled=False):
+            attn_mask = None if attn_mask is None else attn_mask.float()
+            inputs = (queries.float(), keys.float(), values.float())
+            out = F.scaled_dot_product_attention(*inputs, attn_mask=attn_mask, dropout_p=dropout)
+    else:
+        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=attn_mask, dropout_p=dropout)
+    # out: (B, M, Q, C/M)
     return linear(out.permute(2, 0, 1, 3).flatten(2), attention.out_proj.weight, attention.out_proj.bias)
 
 
