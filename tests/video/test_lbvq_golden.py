@@ -84,6 +84,17 @@ def test_frame_decoder(run):
     close(queries[:, ::5], run.want("frame/queries"), 1e-4)
 
 
+def test_frame_decoder_after_its_first_layers(run):
+    """Evaluation leaves these out; in training mode, which changes nothing else, they are there."""
+    mask_features, _, _, multi_scale = run.pixel[0]
+    predictor = run.model.sem_seg_head.predictor.train()
+    with torch.inference_mode():
+        outputs, *_ = predictor([level[:1] for level in multi_scale], mask_features[:1])
+    predictor.eval()
+    close(outputs["aux_outputs"][0]["pred_masks"][0, ::20], run.want("frame/aux0_pred_masks"), 1e-3)
+    close(outputs["aux_outputs"][4]["pred_logits"][0], run.want("frame/aux4_pred_logits"), 1e-3)
+
+
 def test_clip_module(run):
     close(torch.cat(run.clip_features)[::2, ::16], run.want("clip/mask_features"), 1e-4)
     (clip,) = run.clip
