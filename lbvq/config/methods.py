@@ -68,7 +68,7 @@ CLIP_HEAD: dict[str, Any] = {  # the module over frame queries that LBVQ and VIT
     "SIM_WEIGHT": 0.5,  # weight of the similarity loss
     "FREEZE_DETECTOR": False,  # train the clip module only
     "TEST_RUN_CHUNK_SIZE": 18,  # frames encoded at once at test time
-    "TEST_INTERPOLATE_CHUNK_SIZE": 5,  # objects whose masks are resized at once
+    "TEST_INTERPOLATE_CHUNK_SIZE": 5,  # frames whose masks are resized at once, on a GPU
 }
 
 _OURS: dict[str, Any] = {  # engine keys without a published counterpart, needed when the tree is detectron2's
@@ -202,7 +202,12 @@ OVFORMER: dict[str, Any] = {
             "CLIP_CLASSIFIER": False,  # classify with text embeddings instead of a learned layer
             "AGNOSTIC_CLASSIFIER": False,  # see unused.py
             "CLIP_TEXT_PATH": "",  # .npy of text embeddings, (classes, 512), classes in data set order
-            "CLIP_IMAGE_PATH": "",  # file or folder of image embeddings by video or image id
+            "CLIP_IMAGE_PATH": "",  # .pkl of CLIP embeddings of the test images; "": computed by open_clip
+            "CLIP_TRAIN_IMAGE_PATH": "",  # (ours) the same for training
+            "CLIP_MODEL": "ViT-B-32-quickgelu",  # (ours) name in open_clip, for what is computed
+            "CLIP_WEIGHTS": "openai",  # (ours) tag of open_clip, or a file
+            "CLIP_PROMPTS": "photo",  # (ours) prompt set of class names, see lbvq/text_embeddings.py
+            "CLASS_COUNTS_PATH": "",  # (ours) .json of training images per class, for negative classes; "": all alike
         },
     }
 }
@@ -230,7 +235,16 @@ VMT: dict[str, Any] = {  # (ours) the published code has command line arguments 
             "NUM_FEATURE_LEVELS": 4,  # feature maps of the deformable transformer
             "ENC_POINTS": 4,  # sampling points per level and head in the encoder
             "DEC_POINTS": 4,  # and in the decoder
-            "MAX_REFINED_POINTS": 12000,  # most edge pixels per frame that the point transformer takes
+            "MAX_REFINED_POINTS": 12000,  # most edge pixels per frame that the point transformer takes at once
+            "POINT_SUBSET": "even",  # of a frame with more: "even", "random" (as published), or "all" in several runs
+            "WRAP_BOXES": True,  # as published: boxes over the top or left border come out empty for the mask head
+            "CROP_MASKS": False,  # cut masks to the frame; as published they are squeezed into it, by a pixel or less
+            "KEEP_UNUSED_CLASSES": False,  # report classes the data set lacks, as published
+            "SCORE_THRESHOLD": 0.001,  # (query, class) pairs below it are not reported
+            "CLASS_OFFSET": 1,  # class output of the data set's first class
+            "OUTPUT": "refined",  # masks that are reported: refined, second or coarse
+            "TRAIN_REFINEMENT": True,  # False: SeqFormer, coarse masks alone
+            "TEST_RUN_CHUNK_SIZE": 8,  # frames handled at once at test time, on a GPU
             "DEEP_SUPERVISION": True,  # losses after every decoder layer
             "FOCAL_ALPHA": 0.25,  # of the classification loss
             "CLASS_COST": 2.0,  # matching: class
@@ -244,6 +258,9 @@ VMT: dict[str, Any] = {  # (ours) the published code has command line arguments 
             "REFINE_MASK_WEIGHT": 2.0,  # losses: focal, on refined masks
             "REFINE_DICE_WEIGHT": 5.0,  # losses: dice, on refined masks
             "REFINE_BOUNDARY_WEIGHT": 5.0,  # losses: dice, on boundary pixels of refined masks
+            "REFINE_SECOND_WEIGHT": 2.0,  # losses: focal and dice, on second masks
+            "FOREGROUND_WEIGHT": 1.0,  # losses: focal, on all refined masks of a frame together
+            "FOREGROUND_DICE_WEIGHT": 1.0,  # losses: dice, of the same
         }
     }
 }
