@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.locked
 
-.PHONY: setup test test-fast lint bench clean
+.PHONY: setup quickstart test test-fast lint bench clean
 
 setup: $(STAMP)
 
@@ -15,6 +15,10 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $(STAMP)
+
+# Trains a small LBVQ on synthetic videos on the CPU and evaluates it; everything goes to ./quickstart.
+quickstart: setup
+	$(BIN)/python tools/quickstart.py
 
 test: setup lint
 	$(BIN)/python -m pytest

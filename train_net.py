@@ -1,0 +1,127 @@
+"""Train and evaluate any method of this project.
+
+    python train_net.py --config-file configs/youtubevis_2019/lbvq_R50_bs8.yaml --num-gpus 8 MODEL.WEIGHTS w.pkl
+    python train_net.py --config-file ... --resume                            go on where a run stopped
+    python train_net.py --config-file ... --eval-only MODEL.WEIGHTS w.pth     write results.json and print AP
+    torchrun --nproc-per-node 8 train_net.py --config-file ...                the same run, started by torchrun
+    python train_net.py --slurm partition=gpu,time=2880 --num-gpus 8 --num-machines 2 --config-file ...
+
+The configuration (defaults, then the YAML file, then KEY VALUE pairs of the command line) decides everything: which
+model is built, on which data it is trained and tested, and how. Results, checkpoints and logs go to OUTPUT_DIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import lbvq.modeling  # noqa: F401  registers the methods
+from lbvq.config import CfgNode, get_cfg
+from lbvq.data import build_test_loader, build_train_loader
+from lbvq.engine import comm
+from lbvq.engine.checkpoint import Checkpointer
+from lbvq.engine.defaults import DefaultTrainer
+from lbvq.engine.evaluate import verify_results
+from lbvq.engine.launch import launch
+from lbvq.engine.setup import default_argument_parser, default_setup
+from lbvq.engine.slurm import submit
+from lbvq.evaluation import build_evaluator
+from lbvq.frames import open_frames
+from lbvq.refine import build_refiner, refine_output
+from mask2former.registry import build_model
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """Says where the engine gets its parts; override any of these for your own project."""
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Build MODEL.META_ARCHITECTURE on MODEL.DEVICE."""
+        model = build_model(cfg)
+        logger.info("Model:\n%s", model)
+        return model
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Endless batches of clips from DATASETS.TRAIN."""
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """One whole video at a time."""
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Writes results.json, and computes AP when the annotations of the data set are there."""
+        folder = Path(cfg.OUTPUT_DIR) / "inference"
+        return build_evaluator(cfg, dataset_name, folder if len(cfg.DATASETS.TEST) == 1 else folder / dataset_name)
+
+    @classmethod
+    def build_postprocess(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Mask refinement, if the configuration asks for it (`SAM True`, or REFINE.NAME)."""
+        refiner = build_refiner(cfg)
+        if refiner is None:
+            return None
+        return lambda inputs, output: refine_output(output, open_frames(inputs[0]["file_names"]), refiner)
+
+
+def build_cfg(args: argparse.Namespace) -> CfgNode:
+    """Defaults, then the YAML file, then the command line."""
+    cfg = get_cfg()
+    if args.config_file:
+        cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    return cfg
+
+
+def evaluate_only(cfg: CfgNode, resume: bool) -> dict[str, Any]:
+    """Evaluate MODEL.WEIGHTS, or with `resume` the last checkpoint of OUTPUT_DIR."""
+    model = Trainer.build_model(cfg)
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg.TEST.EXPECTED_RESULTS, results)
+    return results
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    """Body of every process of the run."""
+    cfg = build_cfg(args)
+    default_setup(cfg, args)
+    if args.eval_only:
+        results = evaluate_only(cfg, args.resume)
+    else:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        results = trainer.train()
+    if comm.is_main_process() and results:
+        path = Path(cfg.OUTPUT_DIR) / "inference" / "metrics.json"
+        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        logger.info("Metrics written to %s", path)
+    return results
+
+
+if __name__ == "__main__":
+    arguments = default_argument_parser(__doc__).parse_args()
+    if arguments.slurm is not None:
+        job = submit(main, arguments, Path(build_cfg(arguments).OUTPUT_DIR) / "slurm")
+        print(f"Submitted job {job.job_id}, its output goes to {job.paths.stdout}")
+    else:
+        launch(
+            main,
+            arguments.num_gpus,
+            num_machines=arguments.num_machines,
+            machine_rank=arguments.machine_rank,
+            dist_url=arguments.dist_url,
+            args=(arguments,),
+        )
