@@ -150,7 +150,8 @@ def _ignored_tracks(ground_truth: GroundTruth, settings: TubeApSettings, areas: 
     occlusion = np.array([np.nan if track.occlusion is None else track.occlusion for track in tracks])
     if settings.occlusion_ranges is not None and np.isnan(occlusion).any():
         number = np.count_nonzero(np.isnan(occlusion))
-        logger.warning("%s: %d annotations have no 'occlusion'; they count only where it does not matter", number)
+        text = "%s: %d annotations have no 'occlusion'; they count only where it does not matter"
+        logger.warning(text, ground_truth.name, number)
     columns = []
     for (low, high), level in _ranges(settings):
         column = (areas < low) | (areas > high)

@@ -127,6 +127,8 @@ def _read_compressed(blob: bytes, num_masks: int, dtype: type) -> tuple[np.ndarr
     if len(quotes) != 2 * num_masks or np.count_nonzero(digits > 63) != len(quotes):
         raise _UnusualMasksError
     closing = quotes[1::2]
+    if quotes[0] != 0 or closing[-1] != len(digits) - 1 or (quotes[2::2] != closing[:-1] + 1).any():
+        raise _UnusualMasksError
     is_end = digits < 32  # the last digit of a number lacks the continuation bit
     if not is_end[closing - 1].all():
         raise _UnusualMasksError
