@@ -7,9 +7,10 @@ import glob
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -79,8 +80,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def build_predictor(args: argparse.Namespace) -> VideoPredictor:
-    """Build the network; weights that only the YAML file names may be absent, then it stays untrained."""
+def build_predictor(args: argparse.Namespace, make: Callable[..., Any] = VideoPredictor) -> Any:
+    """Build the network; weights that only the YAML file names may be absent, then it stays untrained.
+
+    Args:
+        args: from the command line.
+        make: called as make(cfg, weights=weights).
+    """
     cfg = load_config(args.config_file, args.opts)
     weights = args.weights
     is_named = args.config_file in MODELS or "MODEL.WEIGHTS" in args.opts[::2]  # by the user, not by the file
@@ -90,7 +96,7 @@ def build_predictor(args: argparse.Namespace) -> VideoPredictor:
         except OSError as error:
             logger.warning("The weights that %s starts training from are not here: %s", args.config_file, error)
             weights = ""
-    return VideoPredictor(cfg, weights=weights)
+    return make(cfg, weights=weights)
 
 
 def group_inputs(inputs: Sequence[str]) -> list[str | list[str]]:
