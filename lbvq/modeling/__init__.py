@@ -9,7 +9,6 @@ from .base import VideoSegmenter
 from .genvis import GenVIS, Genvis
 from .lbvq import LBVQ, Lbvq
 from .minvis import VideoMaskFormer_frame
-from .ovformer import OVFormer, OVFormerVideo, VideoOVFormer
 from .visage import VISAGE
 from .vita import VITA, Vita
 from .vmt import VMT
@@ -22,10 +21,7 @@ __all__ = [
     "GenVIS",
     "Genvis",
     "Lbvq",
-    "OVFormer",
-    "OVFormerVideo",
     "VideoMaskFormer_frame",
-    "VideoOVFormer",
     "VideoSegmenter",
     "Vita",
     "frame_decoder",
