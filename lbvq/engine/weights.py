@@ -109,10 +109,13 @@ def load_weight_file(
     model = unwrap(model)
     own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     tensors, kind = _with_names_of(own, file)
+    configured = _configured_names(model)
+    for name in configured:
+        tensors.pop(name, None)
     report = LoadReport(source=str(file.path), kind=kind)
     for name in [name for name in tensors if name in own and tensors[name].shape != own[name].shape]:
         report.mismatched.append((name, tuple(tensors.pop(name).shape), tuple(own[name].shape)))
-    _load(model, tensors, report)
+    _load(model, tensors, report, configured)
     used = [name for name in tensors if name not in report.unexpected]
     if not used and (own or tensors):
         raise ValueError(
@@ -179,17 +182,27 @@ def _match_endings(
     return renamed, True
 
 
-def _load(model: nn.Module, tensors: OrderedDict[str, Tensor], report: LoadReport) -> None:
+def _load(model: nn.Module, tensors: OrderedDict[str, Tensor], report: LoadReport, configured: set[str]) -> None:
     try:
         result = model.load_state_dict(tensors, strict=False)
     except RuntimeError as error:  # a module renamed a tensor while loading and its shape differs
         raise ValueError(f"{report.source} does not fit the model: {error}") from error
     absent = set(result.missing_keys)
-    own = model.state_dict(keep_vars=True)
+    own = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in configured}
+    absent -= configured
     loaded = {id(tensor) for name, tensor in own.items() if name not in absent}  # shared ones need one name only
     report.matched = [name for name in own if name not in absent]
     report.missing = sorted(name for name in absent if id(own.get(name)) not in loaded and not _is_constant(name))
     report.unexpected = [name for name in result.unexpected_keys if "anchor_generator.cell_anchors" not in name]
+
+
+def _configured_names(model: nn.Module) -> set[str]:
+    """Buffers that the configuration fills, such as the text embeddings of a vocabulary; no file replaces them."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        for name in getattr(module, "configured_buffers", ())
+    }
 
 
 def _is_constant(name: str) -> bool:

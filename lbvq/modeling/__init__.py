@@ -9,6 +9,7 @@ from .base import VideoSegmenter
 from .genvis import GenVIS, Genvis
 from .lbvq import LBVQ, Lbvq
 from .minvis import VideoMaskFormer_frame
+from .ovformer import OVFormer, OVFormerVideo, VideoOVFormer
 from .visage import VISAGE
 from .vita import VITA, Vita
 from .vmt import VMT
@@ -21,7 +22,10 @@ __all__ = [
     "GenVIS",
     "Genvis",
     "Lbvq",
+    "OVFormer",
+    "OVFormerVideo",
     "VideoMaskFormer_frame",
+    "VideoOVFormer",
     "VideoSegmenter",
     "Vita",
     "frame_decoder",

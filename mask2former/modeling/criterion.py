@@ -121,8 +121,12 @@ class SetCriterion(nn.Module):
     def mask_losses(
         self, masks: Tensor, targets: list[dict[str, Any]], matches: list[Match], num_masks: float
     ) -> tuple[Tensor, Tensor]:
-        """Mask and dice loss of all matched pairs, at points drawn for each of them."""
-        pred = torch.cat([masks[image, queries] for image, (queries, _) in enumerate(matches)])[:, None]  # (n, 1, h, w)
+        """Mask and dice loss of all matched pairs, at points drawn for each of them.
+
+        Masks are those of images, (B, Q, h, w) and (G, H, W), or of clips, (B, Q, T, h, w) and (G, T, H, W).
+        """
+        pred = torch.cat([masks[image, queries] for image, (queries, _) in enumerate(matches)])
+        pred = pred.flatten(0, -3)[:, None]  # (n, 1, h, w); every frame of a clip is a mask of its own
         if len(pred) == 0:
             return pred.sum(), pred.sum()  # 0, still connected to the graph
         with torch.no_grad():
@@ -131,7 +135,7 @@ class SetCriterion(nn.Module):
             )
             labels, start = [], 0
             for target, (_, objects) in zip(targets, matches, strict=True):
-                gt = target["masks"][objects][:, None].to(pred)
+                gt = target["masks"][objects].flatten(0, -3)[:, None].to(pred)
                 labels.append(point_sample(gt, points[start : start + len(gt)])[:, 0])
                 start += len(gt)
             labels = torch.cat(labels)  # (n, P)

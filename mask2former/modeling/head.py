@@ -47,15 +47,15 @@ class MaskFormerHead(nn.Module):
         )
         return {"pixel_decoder": pixel_decoder, "predictor": predictor, "num_classes": head.NUM_CLASSES}
 
-    def forward(self, features: dict[str, Tensor]) -> tuple[dict[str, Any], Tensor, Tensor]:
-        """Decode the backbone features of BT images.
+    def forward(self, features: dict[str, Tensor], **context: Any) -> tuple[dict[str, Any], Tensor, Tensor]:
+        """Decode the backbone features of BT images; `context` is handed on to the predictor.
 
         Returns:
             The predictor's outputs: a dictionary with pred_logits (BT, Q, K + 1), pred_masks (BT, Q, H / 4, W / 4)
             and aux_outputs; frame queries (L, BT, Q, C); clip mask features (BT, C, H / 4, W / 4).
         """
         mask_features, clip_mask_features, _, multi_scale = self.pixel_decoder.forward_features(features)
-        return self.predictor(multi_scale, mask_features, clip_mask_features)
+        return self.predictor(multi_scale, mask_features, clip_mask_features, **context)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: dict, *args: Any) -> None:
         """Read files from before the pixel decoder had its own prefix: `<prefix>X` -> `<prefix>pixel_decoder.X`."""

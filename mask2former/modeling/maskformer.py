@@ -230,19 +230,34 @@ def instance_inference(
     top_k: int,
     allowed_classes: Collection[int] | None = None,
 ) -> Instances:
-    """Keep the best (query, class) pairs and rate each by its class and by how sure its mask is.
+    """`best_instances` by class probability.
 
     Args:
         class_logits: (Q, K + 1).
+        mask_logits, resize, top_k, allowed_classes: see `best_instances`.
+    """
+    return best_instances(class_logits.softmax(-1)[:, :-1], mask_logits, resize, top_k, allowed_classes)
+
+
+def best_instances(
+    class_prob: Tensor,
+    mask_logits: Tensor,
+    resize: MaskResizer,
+    top_k: int,
+    allowed_classes: Collection[int] | None = None,
+) -> Instances:
+    """Keep the best (query, class) pairs and rate each by its class and by how sure its mask is.
+
+    Args:
+        class_prob: (Q, K) scores of the classes, in [0, 1].
         mask_logits: (Q, h, w).
         top_k: pairs kept, best first; all of them if there are fewer.
         allowed_classes: pairs of other classes are dropped after the selection; None keeps all.
 
     Returns:
-        Instances with pred_masks (N, H, W) bool, pred_boxes, pred_classes (N,) and scores (N,): class probability
-        times the mean foreground probability inside the mask, 0 for an empty mask.
+        Instances with pred_masks (N, H, W) bool, pred_boxes, pred_classes (N,) and scores (N,): class score times
+        the mean foreground probability inside the mask, 0 for an empty mask.
     """
-    class_prob = class_logits.softmax(-1)[:, :-1]
     num_classes = class_prob.shape[1]
     scores, pairs = class_prob.flatten().topk(min(top_k, class_prob.numel()))
     queries, labels = pairs // num_classes, pairs % num_classes

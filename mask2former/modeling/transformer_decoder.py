@@ -142,10 +142,14 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         memories, positions = self.flatten_maps(multi_scale)
         sizes = [tuple(level.shape[-2:]) for level in multi_scale]
         states = self.run_layers(memories, positions, self.resize_features(mask_features.detach(), sizes))
+        return (*self.predict(states, mask_features, **context), clip_mask_features)
+
+    def predict(self, states: list[Tensor], mask_features: Tensor, **context: Any) -> tuple[dict[str, Any], Tensor]:
+        """Queries before the first and after every layer -> outputs, frame queries; of all layers in training only."""
         wanted = states if self.training else states[-1:]
         predictions = [self.prediction_heads(state, mask_features, **context) for state in wanted]
         count = self.last_layer_num if self.training else 1
-        return self.collect_outputs(predictions), torch.stack(states[-count:]), clip_mask_features
+        return self.collect_outputs(predictions), torch.stack(states[-count:])
 
     def flatten_maps(self, multi_scale: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Three maps (BT, c, h, w) -> memories (h*w, BT, C) and their position codes (h*w, BT, C)."""

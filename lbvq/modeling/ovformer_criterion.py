@@ -1,0 +1,200 @@
+"""Losses of OVFormer: binary class losses over a federated subset of classes, objectness, mask and dice.
+
+Annotations of LVIS and LV-VIS are federated: that an image lacks an annotation of a class says little. So only matched
+queries have a class loss, over the classes annotated in the batch and some more that are drawn by their frequency
+(Zhou et al., "Probabilistic two-stage detection", 2021; "Detecting Twenty-thousand Classes using Image-level
+Supervision", ECCV 2022). Whether a query is an object at all is learned by a head of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mask2former.modeling.criterion import SetCriterion, layer_weights
+from mask2former.modeling.matcher import HungarianMatcher, Match, pairwise_dice, pairwise_sigmoid_ce
+from mask2former.points import point_sample
+
+NUM_SAMPLED_CLASSES = 50  # classes of a federated subset, "no object" included
+CLASS_LOSS_FACTOR = 1.7
+NO_OBJECT_WEIGHT = 0.4  # as published: MODEL.MASK_FORMER.NO_OBJECT_WEIGHT is not used
+UNUSED_FREQUENCIES = ("r", "n")  # rare classes of LVIS, novel ones of LV-VIS: nothing is known of their negatives
+
+
+class OpenVocabularyMatcher(HungarianMatcher):
+    """Match by the score of `open_vocabulary_scores` and by the masks of images or of clips."""
+
+    def cost(self, outputs: dict[str, Any], target: dict[str, Any], image: int) -> Tensor:
+        """Cost of giving object g of an image or clip to query q: (Q, G) float32.
+
+        All frames of a clip are compared at the same points.
+        """
+        masks, gt_masks = outputs["pred_masks"][image], target["masks"]  # (Q, [T,] h, w) and (G, [T,] H, W)
+        labels = target["labels"].to(masks.device)
+        points = torch.rand(1, self.num_points, 2, device=masks.device)
+        with torch.autocast(masks.device.type, enabled=False):
+            pred, gt = (
+                point_sample(maps.to(masks.device).flatten(0, -3)[None], points)[0].unflatten(0, maps.shape[:-2])
+                for maps in (masks.float(), gt_masks)
+            )
+            pred, gt = pred.flatten(1), gt.float().flatten(1)
+            is_object = outputs["pred_object_logits"][image].float().softmax(-1)[:, :1]  # (Q, 1)
+            fits = outputs["pred_logits"][image].float().sigmoid()[:, labels]  # (Q, G)
+            return (
+                self.cost_mask * pairwise_sigmoid_ce(pred, gt)
+                + self.cost_dice * pairwise_dice(pred, gt)
+                - self.cost_class * (fits * is_object).sqrt()
+            )
+
+
+class OpenVocabularyCriterion(SetCriterion):
+    """Losses of every decoder layer, unweighted: loss_ce, loss_object_ce, loss_mask, loss_dice."""
+
+    configured_buffers = ("empty_weight", "empty_object_weight", "freq_weight")  # never taken from a weight file
+
+    def __init__(self, num_classes: int, *, class_frequency: Tensor, **criterion: Any) -> None:
+        """Args:
+        class_frequency: weight of each class when negative classes are drawn, see `class_frequencies`; a class of
+            weight 0 is never drawn.
+        criterion: see `SetCriterion`.
+        """
+        super().__init__(num_classes, **criterion)
+        self.empty_weight[-1] = 0.0  # as published, without effect
+        self.register_buffer("empty_object_weight", torch.tensor([1.0, NO_OBJECT_WEIGHT]))  # checkpoint name
+        self.register_buffer("freq_weight", class_frequency)  # checkpoint name
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> dict[str, Any]:
+        mask_former = cfg.MODEL.MASK_FORMER
+        weights = {
+            "loss_ce": mask_former.CLASS_WEIGHT,
+            "loss_object_ce": mask_former.OBJECT_WEIGHT,
+            "loss_mask": mask_former.MASK_WEIGHT,
+            "loss_dice": mask_former.DICE_WEIGHT,
+        }
+        matcher = OpenVocabularyMatcher(
+            cost_class=mask_former.CLASS_WEIGHT,
+            cost_mask=mask_former.MASK_WEIGHT,
+            cost_dice=mask_former.DICE_WEIGHT,
+            num_points=mask_former.TRAIN_NUM_POINTS,
+        )
+        num_auxiliary = mask_former.DEC_LAYERS - 1 if mask_former.DEEP_SUPERVISION else 0
+        return {
+            **super().from_config(cfg),
+            "matcher": matcher,
+            "weight_dict": layer_weights(weights, num_auxiliary),
+            "class_frequency": class_frequencies(mask_former.CLASS_COUNTS_PATH, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES),
+        }
+
+    def forward(
+        self, outputs: dict[str, Any], targets: list[dict[str, Any]]
+    ) -> tuple[dict[str, Tensor], list[list[Match]]]:
+        """Compute the losses of images or clips; see `SetCriterion.forward`."""
+        num_classes = outputs["pred_logits"].shape[-1] - 1
+        if len(self.freq_weight) != num_classes or not self.freq_weight.any():
+            raise ValueError(
+                f"training with {num_classes} classes needs the number of training images of each, and "
+                f"{int((self.freq_weight > 0).sum())} of {len(self.freq_weight)} are known. Set "
+                "MODEL.MASK_FORMER.CLASS_COUNTS_PATH to a file that exists (for LV-VIS: python "
+                "datasets/prepare_open_vocabulary.py lvvis_counts), or to '' to draw all classes alike."
+            )
+        return super().forward(outputs, targets)
+
+    def layer_losses(
+        self, outputs: dict[str, Any], targets: list[dict[str, Any]], matches: list[Match], num_masks: float
+    ) -> dict[str, Tensor]:
+        logits = outputs["pred_logits"].float()
+        classes = target_classes(logits, targets, matches)
+        mask, dice = self.mask_losses(outputs["pred_masks"], targets, matches, num_masks)
+        return {
+            "loss_ce": self.federated_loss(logits, classes),
+            "loss_object_ce": self.object_loss(outputs["pred_object_logits"].float(), classes, logits.shape[-1] - 1),
+            "loss_mask": mask,
+            "loss_dice": dice,
+        }
+
+    def federated_loss(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """Binary cross entropy of matched queries over a subset of classes, by the number of all queries.
+
+        Args:
+            logits: (B, Q, K+1).
+            classes: (B, Q) int64, K where a query has no object.
+        """
+        num_classes = logits.shape[-1] - 1
+        subset = federated_subset(classes.flatten(), self.freq_weight)
+        subset = subset[subset < num_classes]
+        matched = classes < num_classes
+        wanted = (classes[matched][:, None] == subset).to(logits.dtype)  # (n, classes of the subset)
+        loss = F.binary_cross_entropy_with_logits(logits[matched][:, subset], wanted, reduction="sum")
+        return CLASS_LOSS_FACTOR * loss / classes.numel()
+
+    def object_loss(self, logits: Tensor, classes: Tensor, no_object: int) -> Tensor:
+        """Weighted cross entropy of (B, Q, 2) logits: class 0 with an object, class 1 without."""
+        return F.cross_entropy(logits.flatten(0, 1), (classes == no_object).long().flatten(), self.empty_object_weight)
+
+
+def target_classes(logits: Tensor, targets: list[dict[str, Any]], matches: list[Match]) -> Tensor:
+    """Class of every query, (B, Q) int64; K where it has no object. `logits` (B, Q, K+1) gives sizes and device."""
+    classes = torch.full(logits.shape[:2], logits.shape[-1] - 1, dtype=torch.int64, device=logits.device)
+    for image, (queries, objects) in enumerate(matches):
+        labels = targets[image]["labels"].to(logits.device)
+        classes[image, queries.to(logits.device)] = labels[objects.to(logits.device)]
+    return classes
+
+
+def federated_subset(labels: Tensor, frequency: Tensor, num_sampled: int = NUM_SAMPLED_CLASSES) -> Tensor:
+    """The classes that appear, and others drawn without replacement by their frequency, `num_sampled` in all.
+
+    Args:
+        labels: (n,) classes, K meaning "no object"; as published, it counts as one of the classes that appear.
+        frequency: (K,) weights of the draw.
+
+    Returns:
+        Distinct classes in [0, K]: those that appear, ascending, then the drawn ones. Fewer than `num_sampled` when
+        there are not enough classes of positive weight, more when more appear.
+    """
+    appeared = labels.unique()
+    weight = torch.cat((frequency.to(labels.device), frequency.new_zeros(1).to(labels.device)))
+    weight[appeared] = 0
+    count = min(num_sampled - len(appeared), int((weight > 0).sum()))
+    if count <= 0:
+        return appeared
+    return torch.cat((appeared, torch.multinomial(weight, count, replacement=False)))
+
+
+def class_frequencies(path: str | Path, num_classes: int) -> Tensor:
+    """Weights of classes for `federated_subset`: square roots of their numbers of training images.
+
+    Args:
+        path: JSON file, a list of categories or {"categories": [...]} with `id`, `image_count` and perhaps `frequency`:
+            those that are 'r'(are) or 'n'(ovel) get 0. "" gives every class the same weight. A file that does not
+            exist gives zeros, with which only inference is possible.
+        num_classes: K, where there is no file.
+
+    Returns:
+        (K,) float32, classes in the order of their ids; as many as the file has, which need not be those of a model
+        that is used with another vocabulary.
+    """
+    if not str(path):
+        return torch.ones(num_classes)
+    if not Path(path).is_file():
+        return torch.zeros(num_classes)
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    categories = content.get("categories") if isinstance(content, Mapping) else content
+    try:
+        categories = sorted(categories, key=lambda category: category["id"])
+        counts = [0 if each.get("frequency") in UNUSED_FREQUENCIES else int(each["image_count"]) for each in categories]
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: expected a list of categories with id and image_count ({error!r}); it is the "
+            "MODEL.MASK_FORMER.CLASS_COUNTS_PATH."
+        ) from error
+    if not counts or min(counts) < 0:
+        raise ValueError(f"{path} (MODEL.MASK_FORMER.CLASS_COUNTS_PATH) has no classes, or a negative image_count.")
+    return torch.tensor(counts, dtype=torch.float32).sqrt()

@@ -1,0 +1,125 @@
+"""Decoders of OVFormer: Mask2Former's, with a zero-shot classifier and a head that tells objects from background."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mask2former.layers import MLP, PositionEmbeddingSine3D
+from mask2former.linear import mask_logits
+from mask2former.modeling.transformer_decoder import MultiScaleMaskedTransformerDecoder
+from mask2former.registry import TRANSFORMER_MODULE_REGISTRY
+
+from .zero_shot import RANDOM_TEXT, ZeroShotClassifier, read_text_embeddings
+
+# Published name of the image decoder, which is also that of Mask2Former's own -> ours.
+DECODER_NAMES = {"MultiScaleMaskedTransformerDecoder": "OpenVocabularyTransformerDecoder"}
+
+
+def with_open_vocabulary_decoder(cfg: Any) -> Any:
+    """Copy of a configuration that names OVFormer's decoder where it has the name of Mask2Former's."""
+    mask_former = cfg.MODEL.MASK_FORMER
+    if not mask_former.CLIP_CLASSIFIER:
+        raise ValueError(
+            "MODEL.MASK_FORMER.CLIP_CLASSIFIER must be True: OVFormer classifies with text embeddings only."
+        )
+    cfg = cfg.clone()
+    cfg.defrost()
+    name = mask_former.TRANSFORMER_DECODER_NAME
+    cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME = DECODER_NAMES.get(name, name)
+    return cfg
+
+
+@TRANSFORMER_MODULE_REGISTRY.register()
+class OpenVocabularyTransformerDecoder(MultiScaleMaskedTransformerDecoder):
+    """Q queries per image; `forward` also wants `image_features` (1, B, E), CLIP's embeddings of the images."""
+
+    def __init__(
+        self, in_channels: int, *, hidden_dim: int, text: Tensor, is_learned: bool = False, **decoder: Any
+    ) -> None:
+        """Args:
+        text, is_learned: see `ZeroShotClassifier`.
+        decoder: see `MultiScaleMaskedTransformerDecoder`.
+        """
+        super().__init__(in_channels, hidden_dim=hidden_dim, **decoder)
+        self.class_embed = ZeroShotClassifier(hidden_dim, text=text, is_learned=is_learned)
+        self.object_embed = MLP(hidden_dim, hidden_dim, 2, 2)
+
+    @classmethod
+    def from_config(cls, cfg: Any, in_channels: int, mask_classification: bool = True) -> dict[str, Any]:
+        arguments = super().from_config(cfg, in_channels, mask_classification)
+        path = cfg.MODEL.MASK_FORMER.CLIP_TEXT_PATH
+        text = read_text_embeddings(path, arguments["num_classes"])
+        return {**arguments, "text": text, "is_learned": path == RANDOM_TEXT}
+
+    def prediction_heads(self, state: Tensor, mask_features: Tensor, *, image_features: Tensor) -> dict[str, Tensor]:
+        """Normalised queries (B, Q, C) -> pred_object_logits (B, Q, 2), pred_logits, pred_masks, pred_embds."""
+        return {
+            "pred_object_logits": self.object_embed(state),
+            "pred_logits": self.class_embed(state, image_features),
+            "pred_masks": mask_logits(self.mask_embed(state), mask_features),
+            "pred_embds": state,
+        }
+
+    def collect_outputs(self, predictions: list[dict[str, Tensor]]) -> dict[str, Any]:
+        outputs = super().collect_outputs(predictions)
+        for layer in outputs["aux_outputs"]:
+            del layer["pred_embds"]
+        return outputs
+
+
+@TRANSFORMER_MODULE_REGISTRY.register()
+class VideoMultiScaleMaskedTransformerDecoder(OpenVocabularyTransformerDecoder):  # published name
+    """Q queries per clip of T frames; `image_features` are (T, B, E), and masks (B, Q, T, h, w)."""
+
+    def __init__(self, in_channels: int, *, hidden_dim: int, **decoder: Any) -> None:
+        super().__init__(in_channels, hidden_dim=hidden_dim, **decoder)
+        self.pe_layer = PositionEmbeddingSine3D(hidden_dim // 2, normalize=True)
+
+    def forward(
+        self,
+        multi_scale: Sequence[Tensor],
+        mask_features: Tensor,
+        clip_mask_features: Tensor | None = None,
+        *,
+        image_features: Tensor,
+    ) -> tuple[dict[str, Any], Tensor, Tensor | None]:
+        """Decode B clips of T frames given as B*T images, clip by clip; frame queries are (L, B, Q, C)."""
+        num_frames = len(image_features)
+        if num_frames * image_features.shape[1] != len(mask_features):
+            raise ValueError(
+                f"got image features of {image_features.shape[1]} clips of {num_frames} frames for "
+                f"{len(mask_features)} frames."
+            )
+        sizes = [tuple(level.shape[-2:]) for level in multi_scale]
+        small = [stack_frames(level, num_frames) for level in self.resize_features(mask_features.detach(), sizes)]
+        memories, positions = self.flatten_clips(multi_scale, num_frames)
+        states = self.run_layers(memories, positions, small)
+        stacked = stack_frames(mask_features, num_frames)
+        return (*self.predict(states, stacked, image_features=image_features), clip_mask_features)
+
+    def flatten_clips(self, multi_scale: Sequence[Tensor], num_frames: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Three maps (B*T, c, h, w) -> memories (T*h*w, B, C) and their position codes, frame after frame."""
+        memories, positions = [], []
+        for index, level in enumerate(multi_scale):
+            clips = self.input_proj[index](level).unflatten(0, (-1, num_frames))  # (B, T, C, h, w)
+            code = self.pe_layer(clips)
+            memory = clips.permute(1, 3, 4, 0, 2).flatten(0, 2)
+            memories.append(memory + self.level_embed.weight[index])
+            positions.append(code.permute(1, 3, 4, 0, 2).flatten(0, 2).to(memory.dtype))
+        return memories, positions
+
+    def prediction_heads(self, state: Tensor, mask_features: Tensor, *, image_features: Tensor) -> dict[str, Tensor]:
+        predictions = super().prediction_heads(state, mask_features, image_features=image_features)
+        masks = predictions["pred_masks"].unflatten(2, (len(image_features), -1))  # (B, Q, T, h, w)
+        return {**predictions, "pred_masks": masks}
+
+
+def stack_frames(maps: Tensor, num_frames: int) -> Tensor:
+    """Maps of the frames of clips, (B*T, C, h, w), one below the other: (B, C, T*h, w)."""
+    if num_frames == 1:
+        return maps
+    return torch.cat(maps.unflatten(0, (-1, num_frames)).unbind(1), dim=2)
