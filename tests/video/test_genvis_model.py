@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 
 import pytest
@@ -128,6 +129,12 @@ def test_the_score_of_a_pair_is_its_best_over_the_clips(model):
     assert torch.equal(scores, state["probabilities"][rows, labels])
     before = steps(model, VIDEO)[0][0]["probabilities"]
     assert (state["probabilities"] >= before).all() and (state["probabilities"] > before).any()
+
+
+def test_the_state_grows_by_one_vector_per_query_and_clip(model):
+    sizes = [sum(leaf.numel() for leaf in leaves(state)) for state, _ in steps(model, torch.cat((VIDEO, OTHER)))]
+    growth = {later - earlier for earlier, later in itertools.pairwise(sizes)}
+    assert growth == {8 * 64}
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 4])
