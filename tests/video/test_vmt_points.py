@@ -37,7 +37,7 @@ def test_points_get_the_numbers_of_the_published_attention():
 
 
 MEASURE = """
-import resource, torch
+import resource, sys, torch
 from lbvq.modeling.vmt.edges import PointTransformer
 torch.set_num_threads(1)
 model = PointTransformer(num_layers=1).eval()
@@ -45,7 +45,8 @@ with torch.inference_mode():
     model.encode(torch.randn(10, 64), torch.randn(10, 64))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     model.encode(torch.randn(12000, 64), torch.randn(12000, 64))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if "darwin" in __import__("sys").platform else 1024))
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(grown if sys.platform == "darwin" else 1024 * grown)
 """
 
 

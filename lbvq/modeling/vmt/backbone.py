@@ -1,7 +1,7 @@
 """The shared backbones under the names of VMT's checkpoints, and the extra feature map that VMT reads.
 
-VMT's ResNets have torchvision's names (`layer1.0.bn1`), ours detectron2's (`res2.0.conv1.norm`). The network is the same,
-so only the state dict is renamed, on its way out and on its way in. The names of Swin are the same on both sides.
+VMT's ResNets have torchvision's names (`layer1.0.bn1`), ours detectron2's (`res2.0.conv1.norm`). The network is the
+same, so only the state dict is renamed, on its way out and on its way in. Swin has the same names on both sides.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mask2former.modeling.backbone import Backbone
 from mask2former.modeling.resnet import ResNet
 
+STEM_DIM = 64  # channels of the first convolution of a ResNet, if it is to be read; otherwise stride 4 is the finest
 STAGES = ("res2", "res3", "res4", "res5")  # strides 4, 8, 16, 32
 
 _OURS_TO_PUBLISHED = (
@@ -58,15 +59,11 @@ class BackboneBody(nn.Module):
             )
         self.body = body
         self.channels = [body.output_shape()[name].channels for name in STAGES]
-        self.has_stem = isinstance(body, ResNet)
-        if self.has_stem:
+        is_resnet = isinstance(body, ResNet)
+        self.has_stem = is_resnet and body.stem.conv1.out_channels == STEM_DIM
+        if is_resnet:
             body.register_state_dict_post_hook(_rename_saved)
             body.register_load_state_dict_pre_hook(_rename_loaded)
-
-    @property
-    def finest_channels(self) -> int:
-        """Channels of `finest`."""
-        return self.body.stem.conv1.out_channels if self.has_stem else self.channels[0]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(BT, 3, H, W) -> four maps at strides 4, 8, 16, 32."""
@@ -74,7 +71,7 @@ class BackboneBody(nn.Module):
         return [features[name] for name in STAGES]
 
     def finest(self, images: Tensor) -> Tensor:
-        """The first convolution before norm and ReLU, (BT, 3, H, W) -> (BT, 64, H / 2, W / 2); ResNet only."""
+        """The first convolution before norm and ReLU, (BT, 3, H, W) -> (BT, 64, H / 2, W / 2); with `has_stem`."""
         conv = self.body.stem.conv1
         return F.conv2d(images, conv.weight, None, conv.stride, conv.padding)
 

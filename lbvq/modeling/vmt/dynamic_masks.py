@@ -57,6 +57,8 @@ def relative_coordinates(centres: Tensor, size: tuple[int, int], stride: int) ->
 def double_size(logits: Tensor) -> Tensor:
     """Resize (T, n, h, w) to (T, n, 2h, 2w) such that value (i, j) lies at pixel (2i + 1, 2j + 1) of the result."""
     height, width = logits.shape[-2:]
+    if logits.shape[1] == 0:
+        return logits.new_zeros(*logits.shape[:2], 2 * height, 2 * width)
     x = F.pad(logits, (0, 1, 0, 1), mode="replicate")
     x = F.interpolate(x, size=(2 * height + 1, 2 * width + 1), mode="bilinear", align_corners=True)
     return F.pad(x, (1, 0, 1, 0), mode="replicate")[..., : 2 * height, : 2 * width]

@@ -33,7 +33,7 @@ class FrameMaps:
         coarse: (T, 8, h, w) at stride 8.
         fine: (T, 8, h, w) at stride 4.
         high: (T, 64, h, w) at stride 4.
-        shallow: (T, 64, h, w) at stride 4; None with a ResNet, whose first convolution takes its place.
+        shallow: (T, 64, h, w) at stride 4; None where a ResNet's first convolution takes its place.
         images: (T, 3, H, W), normalised.
     """
 
@@ -106,7 +106,7 @@ class VideoMaskHeads(nn.Module):
         """Args:
         dim: C, channels of the detector.
         tap_channels: of the backbone's map at stride 4.
-        has_stem: the backbone has a map at stride 2, with 64 channels.
+        has_stem: the backbone has a map at stride 2, with 64 channels; otherwise the one at stride 4 is enlarged.
         point_transformer: refines pixels near outlines.
         wrap_boxes: see `box_maps`.
         """
@@ -238,6 +238,8 @@ def output_logits(logits: Tensor) -> Tensor:
 
 def resize_nearest(x: Tensor, size: Sequence[int]) -> Tensor:
     """Resize (T, C, h, w) by taking the nearest cell."""
+    if x.shape[1] == 0:
+        return x.new_zeros(*x.shape[:2], *size)
     return x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, size=tuple(size))
 
 

@@ -8,6 +8,7 @@ near the outlines has refined what the networks see. Published tube-boundary AP 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -154,7 +155,11 @@ class VMT(VideoMaskHeads):
 
     def losses(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Weighted losses of B training clips of equal length."""
-        losses = self.unweighted_losses(*self.batch_clips(samples))
+        images, targets = self.batch_clips(samples)
+        losses = self.unweighted_losses(images, targets)
+        if not any(len(target.classes) for target in targets):
+            # Parts that nothing was matched to get a gradient of 0, as in the other processes of a training run.
+            losses["loss_ce"] = losses["loss_ce"] + 0.0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
         weights = self.criterion.weight_dict
         return {name: weights[name] * loss for name, loss in losses.items() if name in weights}
 
@@ -244,8 +249,8 @@ class VMT(VideoMaskHeads):
                 store.append(memory, self.frame_maps(self.detr.split_levels(memory, layout)[:3], taps[0], images))
                 size = tuple(images.shape[-2:])
             chunk = self.frames_per_run
-            for state in self.detr.decode(len(store), lambda: store.read_memory(chunk), layout):
-                pass  # only the last layer counts
+            states = self.detr.decode(len(store), lambda: store.read_memory(chunk), layout)
+            state = deque(states, maxlen=1).pop()  # only the last layer counts
             probabilities = self.detr.class_embed[-1](state.content)[0].float().sigmoid()
             scores, classes, queries = select_top(probabilities, self.num_predictions)
             queries, rows = queries.unique(return_inverse=True)

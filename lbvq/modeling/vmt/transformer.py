@@ -1,8 +1,8 @@
-"""The deformable transformer of SeqFormer: one content query per object of the video, one box query per object and frame.
+"""SeqFormer's deformable transformer: one content query per object of the video, one box query per object and frame.
 
-Wu et al., "SeqFormer: Sequential Transformer for Video Instance Segmentation", ECCV 2022, section 3.2. The encoder looks
-at every frame alone. In the decoder, the box query of an object reads every frame around the box it has there; what was
-read is averaged over time, with learned weights, into the object's content query.
+Wu et al., "SeqFormer: Sequential Transformer for Video Instance Segmentation", ECCV 2022, section 3.2. The encoder
+looks at every frame alone. In the decoder, the box query of an object reads every frame around the box it has there;
+what was read is averaged over time, with learned weights, into the object's content query.
 
 Attribute names are those of the published checkpoints.
 """
@@ -83,6 +83,7 @@ class EncoderLayer(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, dropout: float, num_levels: int, num_heads: int, num_points: int):
         super().__init__()
         self.self_attn = BoxDeformAttn(dim, num_levels, num_heads, num_points)
+        self.self_attn.output_proj_box.requires_grad_(False)  # as published: in every checkpoint, and never used
         self.norm1 = nn.LayerNorm(dim)
         self.linear1, self.linear2 = Linear(dim, hidden_dim), Linear(hidden_dim, dim)
         self.norm2 = nn.LayerNorm(dim)
