@@ -1,7 +1,7 @@
 """Refine the masks of an existing results file, without the model that made them.
 
     python tools/refine_json.py results.json --frames JPEGImages --annotations valid.json --output refined.json \
-        REFINE.NAME hq_sam REFINE.MODEL_TYPE vit_h REFINE.CHECKPOINT sam_hq_vit_h.pth
+        --opts REFINE.NAME hq_sam REFINE.MODEL_TYPE vit_h REFINE.CHECKPOINT sam_hq_vit_h.pth
 
 Frames are found through the `file_names` of the annotation file (with or without annotations in it), or without one in
 `FRAMES/<video id>`. When the file holds ground truth, mask and boundary AP before and after are printed. A run that
@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--annotations", type=Path, help="annotation file with the videos' file names")
     parser.add_argument("--output", type=Path, help="default: RESULTS with .refined.json")
     parser.add_argument("--config-file", help="YAML with REFINE settings")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="settings, e.g. REFINE.NAME sam2")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="settings, last")
     return parser.parse_args()
 
 
@@ -51,12 +51,14 @@ def frame_finder(frames: Path, annotations: dict[str, Any] | None) -> Callable[[
 
 def print_scores(annotations: Path, before: Path, after: Path) -> None:
     """Tube-mask and tube-boundary AP of both results files, in percent."""
-    from lbvq.evaluation import evaluate_results
+    from lbvq.evaluation import VideoScorer
 
+    scorer = VideoScorer("hq_ytvis", annotations)
     print(f"{'':8s}{'mask AP':>10s}{'boundary AP':>14s}")
     for name, path in (("before", before), ("after", after)):
-        scores = evaluate_results(path, annotations, "hq_ytvis")
-        print(f"{name:8s}{scores['segm']['AP']:10.2f}{scores['boundary']['AP']:14.2f}")
+        scorer.reset()
+        tables = scorer.update(path).compute().tables
+        print(f"{name:8s}{tables['segm']['AP']:10.2f}{tables['boundary']['AP']:14.2f}")
 
 
 def main() -> int:
