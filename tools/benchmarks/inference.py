@@ -1,7 +1,7 @@
 """Inference: seconds per frame by stage, against the published arithmetic in the same run; peak memory by video length.
 
     python tools/benchmark.py inference --frames 36 --size 360 640
-    python tools/benchmark.py inference --memory
+    python tools/benchmark.py inference --memory [--memory-frames 100 1000] [--stream]
 
 The first form prints a column for this code and one for the published forms of the same computation: deformable
 attention by grid_sample, batch normalisation and ReLU by themselves, attention weights kept, masks at full size after
@@ -41,6 +41,8 @@ from lbvq.frames import ResizedFrames, open_frames
 from lbvq.modeling.clip_segmenter import ClipSegmenter
 from lbvq.modeling.online import OnlineSegmenter
 from lbvq.modeling.postprocess import MaskStream
+from lbvq.results import VideoPrediction
+from lbvq.stream import StreamPredictor
 from mask2former.modeling.deform_attn import MSDeformAttn
 from mask2former.registry import build_model
 
@@ -63,6 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only-ours", action="store_true", help="leave the published arithmetic out")
     parser.add_argument("--memory", action="store_true", help="compare the peak memory of a short and a long video")
     parser.add_argument(
+        "--memory-frames", type=int, nargs=2, default=MEMORY_FRAMES, metavar=("SHORT", "LONG"), help="their frames"
+    )
+    parser.add_argument("--stream", action="store_true", help="with --memory: frame by frame, by StreamPredictor")
+    parser.add_argument(
         "--peak-only", action="store_true", help="print the peak memory of one run in MiB and nothing else"
     )
     parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="configuration")
@@ -79,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
         model = build(args)
         video = RepeatedFrames(write_frames(Path(folder), args.size), args.size, args.frames)
         if args.peak_only:
-            segment(model, video)
+            (segment_stream if args.stream else segment)(model, video)
             print(f"{peak_mib():.0f}")
         else:
             compare_time(model, video, args)
@@ -130,6 +136,13 @@ class RepeatedFrames(Sequence):
 
 def segment(model: nn.Module, video: Sequence[Tensor]) -> dict[str, Any]:
     return model([{"image": video, "dense_masks": False}])
+
+
+def segment_stream(model: nn.Module, video: Sequence[Tensor]) -> VideoPrediction:
+    stream = StreamPredictor(model)
+    for t in range(len(video)):
+        stream.step(video[t])
+    return stream.finish()
 
 
 # -- time -------------------------------------------------------------------------------------------------------------
@@ -298,10 +311,10 @@ def peak_mib() -> float:
 def compare_memory(args: argparse.Namespace) -> None:
     """Segment a short and a long video in fresh processes and print the ratio of their peaks."""
     peaks = []
-    for num_frames in MEMORY_FRAMES:
+    for num_frames in args.memory_frames:
         command = [sys.executable, sys.argv[0], "inference", "--peak-only", "--frames", str(num_frames)]
         command += ["--config-file", args.config_file, "--weights", args.weights, "--threads", str(args.threads)]
-        command += ["--device", args.device, "--size", *map(str, args.size), *args.opts]
+        command += ["--device", args.device, "--size", *map(str, args.size), *["--stream"] * args.stream, *args.opts]
         start = time.perf_counter()
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         peaks.append(float(output.splitlines()[-1]))
