@@ -33,6 +33,7 @@ def accumulate(
     settings: TubeApSettings,
     collected: Mapping[str, np.ndarray],
     track_areas: np.ndarray,
+    is_counted: np.ndarray | None = None,
 ) -> TubeApResult:
     """Match detections with tracks and compute precision and recall.
 
@@ -42,9 +43,12 @@ def accumulate(
         collected: of D detections `order` (in the file), `video`, `category`, `score`, `area`; of P pairs
             `pair_detection`, `pair_track` (positions) and `pair_iou`.
         track_areas: (G,) mean areas in pixels.
+        is_counted: (G,) bool; the other tracks are treated as if they did not exist. Their detections must not count.
     """
     table = _sort(ground_truth, settings, collected)
     ignored = _ignored_tracks(ground_truth, settings, track_areas)
+    if is_counted is not None:
+        ignored |= ~is_counted[:, None]
     judge = _Judge(ground_truth, settings, table, ignored)
     category_place = _places(ground_truth, settings)
     track_place = np.array([category_place[track.category_id] for track in ground_truth.tracks], np.int64)

@@ -64,10 +64,13 @@ class DatasetEvaluators(DatasetEvaluator):
 def _video(metric: str) -> Callable[..., DatasetEvaluator]:
     def build(cfg: Any, dataset_name: str, output_dir: Path) -> DatasetEvaluator:
         from lbvq.evaluation.video_evaluator import VideoInstanceEvaluator
+        from lbvq.evaluation.video_metrics import LONG_VIDEO_FRAMES
 
         # Open-vocabulary methods report base and novel categories of closed data sets apart, too.
         is_open = "OVFormer" in cfg.MODEL.META_ARCHITECTURE and metric == "ytvis"
-        return VideoInstanceEvaluator(dataset_name, output_dir, metric=metric, base_novel=is_open or None)
+        long_videos = LONG_VIDEO_FRAMES if dataset_name.startswith("ytvis_2022") else None
+        options = {"base_novel": is_open or None, "long_videos": long_videos}
+        return VideoInstanceEvaluator(dataset_name, output_dir, metric=metric, **options)
 
     return build
 

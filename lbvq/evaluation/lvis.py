@@ -91,9 +91,12 @@ def images_as_videos(source: str | Path | Mapping[str, Any] | MaskFile) -> MaskF
     return file._replace(document=document)
 
 
-def results_as_videos(source: str | Path | list[Mapping[str, Any]], name: str) -> MaskFile:
+def results_as_videos(source: str | Path | list[Mapping[str, Any]] | MaskFile, name: str) -> MaskFile:
     """Turn results on images (COCO form) into results on videos of one frame."""
-    file = read_mask_file(source) if isinstance(source, (str, Path)) else MaskFile(name, source, [], [])
+    if isinstance(source, MaskFile):
+        file = source
+    else:
+        file = read_mask_file(source) if isinstance(source, (str, Path)) else MaskFile(name, source, [], [])
     if not isinstance(file.document, list):
         raise ValueError(f"{file.name}: results must be a list of objects, got {type(file.document).__name__}")
     return file._replace(document=[_as_track(entry) for entry in file.document])

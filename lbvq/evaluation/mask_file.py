@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import re
 import zipfile
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ _COUNTS_FIRST = re.compile(rb'\{"counts": ?("[^"]*"|\[[^\]]*\]), ?"size": ?(\[[^
 # In the document a group of masks becomes this word, for which Python's reader asks us what it means.
 _MARK = b"NaN"
 _MARKS = re.compile(rb"(NaN(?:, ?NaN)*)")
+_RANGE_MARKS = re.compile(rb'"\\u0000(\d+):(\d+)"')
 
 
 class MaskFile(NamedTuple):
@@ -54,6 +56,29 @@ def read_mask_file(path: str | Path) -> MaskFile:
         return _read_plainly(path)
     except (zipfile.BadZipFile, gzip.BadGzipFile, EOFError) as error:
         raise ValueError(f"{path}: the archive cannot be read ({error})") from None
+
+
+def write_mask_file(path: str | Path, document: Any, file: MaskFile) -> None:
+    """Write a document made of parts of `file.document`, with its masks as they were; replaces `path` at once."""
+    path = Path(path)
+    text = json.dumps(document, default=_mark_range).encode()
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with open(unfinished, "wb") as stream:
+        pieces = _RANGE_MARKS.split(text)
+        stream.write(pieces[0])
+        for start, stop, rest in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
+            masks = slice(int(start), int(stop))
+            written = (
+                b'{"size": %s, "counts": %s}' % pair for pair in zip(file.sizes[masks], file.texts[masks], strict=True)
+            )
+            stream.write(b", ".join(written) + rest)
+    os.replace(unfinished, path)
+
+
+def _mark_range(item: Any) -> str:
+    if not isinstance(item, range):
+        raise TypeError(f"{type(item).__name__} cannot be written as JSON")
+    return f"\0{item.start}:{item.stop}"  # no text of a file holds this character
 
 
 def _open(path: Path) -> BinaryIO:

@@ -21,6 +21,7 @@ import numpy as np
 from lbvq.evaluation.accumulate import accumulate
 from lbvq.evaluation.annotations import Detection, GroundTruth, Track, Video, read_predictions
 from lbvq.evaluation.boundary import BoundaryTubes, boundary_iou
+from lbvq.evaluation.mask_file import MaskFile
 from lbvq.evaluation.overlap import TubeRuns, tube_iou
 from lbvq.evaluation.tube_ap_result import TubeApResult
 from lbvq.evaluation.tube_ap_settings import TubeApSettings
@@ -33,6 +34,7 @@ _PART_TYPES = {  # what is kept of each detection, and of each pair of detection
     "category": np.int64,
     "score": np.float64,
     "area": np.float64,
+    "length": np.int64,
     "counts": bool,
     "forgiven": bool,
     "pair_detection": np.int64,
@@ -73,7 +75,9 @@ class TubeAP:
         self._num_detections = 0
         self._track_areas: dict[int, float] = {}
 
-    def update(self, predictions: str | Path | Iterable[Mapping[str, Any]], name: str = "predictions") -> TubeAP:
+    def update(
+        self, predictions: str | Path | Iterable[Mapping[str, Any]] | MaskFile, name: str = "predictions"
+    ) -> TubeAP:
         """Add predictions: a results file, or a list in its form. Masks are checked, compared and forgotten.
 
         Args:
@@ -190,6 +194,7 @@ class TubeAP:
             "category": np.array([detection.category_id for detection in detections], np.int64),
             "score": np.array([detection.score for detection in detections], np.float64),
             "area": areas,
+            "length": np.count_nonzero(found.areas, axis=1),
             **self._federation(detections),
             "pair_detection": pairs[:, 0],
             "pair_track": track_index[pairs[:, 1]],
@@ -251,26 +256,67 @@ class TubeAP:
         enough = iou >= self._smallest_iou
         return pairs[enough], iou[enough]
 
-    def compute(self) -> TubeApResult:
-        """Match everything collected so far and return the numbers; more may be added afterwards."""
-        self._measure_unseen_tracks()
+    def compute(self, video_ids: Iterable[int] | None = None, **changes: Any) -> TubeApResult:
+        """Match everything collected so far and return the numbers; more may be added afterwards.
+
+        Args:
+            video_ids: count only these videos, as if the others did not exist.
+            changes: settings that replace ours here, for instance other ranges. Masks are not compared again.
+        """
+        fixed = {"boundary_ratio", "use_categories", "areas", "different_lengths", "federated"} & set(changes)
+        settings = replace(self.settings, **changes)
+        if fixed or settings.iou_thresholds[0] < self.settings.iou_thresholds[0]:
+            raise ValueError(f"{sorted(fixed) or 'lower IoU thresholds'} cannot change after masks were compared")
+        return self._accumulate(settings, self.collected(), self.track_areas(), video_ids)
+
+    def compute_by_length(self, ranges: Mapping[str, tuple[float, float]]) -> TubeApResult:
+        """As `compute`, with ranges of the number of frames in which an object is visible in place of area ranges."""
+        collected = self.collected()
+        lengths = [sum(mask is not None for mask in track.masks) for track in self.ground_truth.tracks]
+        collected["area"] = collected["length"].astype(np.float64)
+        settings = replace(self.settings, area_ranges=dict(ranges))
+        return self._accumulate(settings, collected, np.array(lengths, np.float64), None)
+
+    def _accumulate(
+        self,
+        settings: TubeApSettings,
+        collected: dict[str, np.ndarray],
+        track_areas: np.ndarray,
+        video_ids: Iterable[int] | None,
+    ) -> TubeApResult:
+        if video_ids is None:
+            return accumulate(self.ground_truth, settings, collected, track_areas)
+        videos = np.array(sorted(set(video_ids)), np.int64)
+        collected["counts"] = collected["counts"] & np.isin(collected["video"], videos)
+        own = np.array([track.video_id for track in self.ground_truth.tracks], np.int64)
+        return accumulate(self.ground_truth, settings, collected, track_areas, np.isin(own, videos))
+
+    def collected(self) -> dict[str, np.ndarray]:
+        """What is known of all D detections and P pairs of detection and track that overlap enough.
+
+        Returns:
+            (D,) `order`, `video`, `category`, `score`, `area`, `length` (frames with a mask), `counts` and `forgiven`;
+            (P,) `pair_detection`, `pair_track` (positions in `ground_truth.tracks`) and `pair_iou`.
+        """
         empty = {key: np.zeros(0, dtype) for key, dtype in _PART_TYPES.items()}
         collected = {key: np.concatenate([part[key] for part in [empty, *self._parts]]) for key in empty}
         # The pairs of a part count its detections from 0.
         shift = np.cumsum([0, *(len(part["order"]) for part in self._parts)])
         pair_counts = [len(part["pair_iou"]) for part in self._parts]
         collected["pair_detection"] += np.repeat(shift[:-1], pair_counts)
-        areas = [self._track_areas.get(index, track.area) for index, track in enumerate(self.ground_truth.tracks)]
-        return accumulate(self.ground_truth, self.settings, collected, np.array(areas, np.float64))
+        return collected
 
-    def _measure_unseen_tracks(self) -> None:
-        """Measure tracks without an area in the file whose videos have no detection so far."""
+    def track_areas(self) -> np.ndarray:
+        """(G,) mean areas of the tracks: those of the file, or measured where it has none."""
+        areas = [track.area for track in self.ground_truth.tracks]
         if self.settings.areas == "none":
-            self._track_areas = dict.fromkeys(range(len(self.ground_truth.tracks)), 0.0)
-        measure = self.settings.areas == "masks"
+            areas = [0.0] * len(areas)
         for index, track in enumerate(self.ground_truth.tracks):
-            if index not in self._track_areas and (measure or track.area is None):
-                size = self.ground_truth.videos[track.video_id].size or (1, 1)
-                name = self._name_track(index)
-                runs = TubeRuns([track.masks], size, lambda _, frame, name=name: f"{name}, frame {frame}")
-                self._track_areas[index] = float(runs.mean_areas()[0])
+            if self.settings.areas == "masks" or areas[index] is None:
+                if index not in self._track_areas:  # in a video without a detection so far
+                    size = self.ground_truth.videos[track.video_id].size or (1, 1)
+                    name = self._name_track(index)
+                    runs = TubeRuns([track.masks], size, lambda _, frame, name=name: f"{name}, frame {frame}")
+                    self._track_areas[index] = float(runs.mean_areas()[0])
+                areas[index] = self._track_areas[index]
+        return np.array(areas, np.float64)

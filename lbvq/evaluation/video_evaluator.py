@@ -32,8 +32,7 @@ class VideoInstanceEvaluator(DatasetEvaluator):
         output_dir: str | Path,
         *,
         metric: str = "ytvis",
-        reference: bool = False,
-        base_novel: bool | None = None,
+        **options: Any,
     ) -> None:
         """Prepare; annotations are read when the first prediction arrives.
 
@@ -41,12 +40,11 @@ class VideoInstanceEvaluator(DatasetEvaluator):
             dataset_name: a registered data set.
             output_dir: gets results.json and results.zip.
             metric: one of `video_metrics.VIDEO_METRICS`.
-            reference: reproduce the published evaluator with its defects.
-            base_novel: see `VideoScorer`.
+            options: `reference`, `base_novel` and `long_videos` of `VideoScorer`.
         """
         self._metadata = MetadataCatalog.get(dataset_name)
         self._metric = metric
-        self._options = {"reference": reference, "base_novel": base_novel}
+        self._options = options
         self._parts = ResultParts(output_dir)
         self._scorer: VideoScorer | None = None
         self._is_ready = False
@@ -85,7 +83,7 @@ class VideoInstanceEvaluator(DatasetEvaluator):
             return
         file = read_mask_file(self._metadata.json_file)
         if isinstance(file.document, Mapping) and file.document.get("annotations") is not None:
-            truth = read_ground_truth(self._metric, file, reference=bool(self._options["reference"]))
+            truth = read_ground_truth(self._metric, file, reference=bool(self._options.get("reference")))
             self._scorer = VideoScorer(self._metric, truth, **self._options)
         self._is_ready = True
 

@@ -22,10 +22,13 @@ from typing import Any
 
 from lbvq.evaluation.annotations import GroundTruth
 from lbvq.evaluation.boundary import DILATION_RATIO
+from lbvq.evaluation.mask_file import MaskFile, read_mask_file
 from lbvq.evaluation.tube_ap import TubeAP
 from lbvq.evaluation.tube_ap_result import TubeApResult
 from lbvq.evaluation.tube_ap_settings import OCCLUSION_RANGES, TubeApSettings
 
+# No video of YouTube-VIS 2021 has more annotated frames. The validation set of 2022 is that of 2021 and 71 longer ones.
+LONG_VIDEO_FRAMES = 36
 VIDEO_METRICS = ("ytvis", "ovis", "hq_ytvis", "lvvis", "burst")
 _REFINED = "segmentations_refined"
 _SPLIT_DATASETS = ("ytvis_2019_val", "ytvis_2021_val")  # data sets with published base and novel categories
@@ -83,6 +86,7 @@ class VideoScorer:
         *,
         reference: bool = False,
         base_novel: bool | None = None,
+        long_videos: int | None = None,
     ) -> None:
         """Prepare.
 
@@ -91,12 +95,14 @@ class VideoScorer:
             ground_truth: path or content of an annotation file, or what `read_ground_truth` returns.
             reference: reproduce the published evaluator with its defects.
             base_novel: report base and novel categories apart; None does so for open-vocabulary data sets.
+            long_videos: report videos of more than so many frames apart, see `LONG_VIDEO_FRAMES`.
         """
         settings = metric_settings(metric, reference=reference)
         if not isinstance(ground_truth, GroundTruth):
             ground_truth = read_ground_truth(metric, ground_truth, reference=reference)
         self.ground_truth = ground_truth
         self.groups: dict[str, list[int]] = {}
+        self._long_videos = long_videos
         if base_novel or (base_novel is None and metric in ("lvvis", "burst")):
             self.groups = category_groups(ground_truth)
             if not self.groups:
@@ -111,9 +117,13 @@ class VideoScorer:
         for task in self._tasks.values():
             task.reset()
 
-    def update(self, predictions: str | Path | Iterable[Mapping[str, Any]], name: str = "predictions") -> VideoScorer:
+    def update(
+        self, predictions: str | Path | Iterable[Mapping[str, Any]] | MaskFile, name: str = "predictions"
+    ) -> VideoScorer:
         """Add predictions, see `TubeAP.update`."""
-        if not isinstance(predictions, (str, Path)):
+        if isinstance(predictions, (str, Path)):
+            predictions, name = read_mask_file(predictions), str(predictions)
+        elif not isinstance(predictions, MaskFile):
             predictions = list(predictions)
         for task in self._tasks.values():
             task.update(predictions, name)
@@ -137,8 +147,20 @@ class VideoScorer:
             table = result.summary()
             for letter, category_ids in self.groups.items():
                 table |= {f"{name}{letter}": value for name, value in result.summary(category_ids).items()}
+            if self._long_videos is not None:
+                table |= self._short_and_long(each)
             tables[task] = table | {f"AP-{name}": value for name, value in result.per_category().items()}
         return Scores(tables, results, self.groups)
+
+    def _short_and_long(self, task: TubeAP) -> dict[str, float]:
+        """Summaries of the short and of the long videos, and the mean of both APs, by which YouTube-VIS 2022 ranks."""
+        videos = self.ground_truth.videos.values()
+        is_long = {video.id: (video.length or 0) > self._long_videos for video in videos}
+        table: dict[str, float] = {}
+        for suffix, wanted in (("_short", False), ("_long", True)):
+            result = task.compute([each for each, own in is_long.items() if own is wanted])
+            table |= {f"{name}{suffix}": value for name, value in result.summary().items()}
+        return table | {"AP_short_long_mean": (table["AP_short"] + table["AP_long"]) / 2}
 
 
 def category_groups(ground_truth: GroundTruth) -> dict[str, list[int]]:

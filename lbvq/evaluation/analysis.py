@@ -1,0 +1,208 @@
+"""Where the points are lost: precision by size, length and occlusion, confused classes, tracks that were missed.
+
+Everything comes from one more pass over the overlaps in which categories do not matter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from lbvq.evaluation.annotations import GroundTruth, read_predictions
+from lbvq.evaluation.mask_file import MaskFile
+from lbvq.evaluation.tube_ap import TubeAP
+from lbvq.evaluation.tube_ap_result import TubeApResult, to_percent
+from lbvq.evaluation.tube_ap_settings import OCCLUSION_RANGES, TubeApSettings
+
+MISSED, NOTHING = "(missed)", "(nothing)"  # a track without a prediction, and the opposite
+MATCH_IOU = 0.5
+_WORTH_KEEPING = 0.01  # smaller overlaps are reported as none
+SIZE_RANGES = {
+    "all": (0.0, 1e10),
+    "to 32²": (0.0, 32.0**2),
+    "32² to 64²": (32.0**2, 64.0**2),
+    "64² to 128²": (64.0**2, 128.0**2),
+    "128² to 256²": (128.0**2, 256.0**2),
+    "from 256²": (256.0**2, 1e10),
+}
+LENGTH_RANGES = {
+    "all": (0.0, 1e9),
+    "1 to 5": (1.0, 5.0),
+    "6 to 10": (6.0, 10.0),
+    "11 to 20": (11.0, 20.0),
+    "21 to 36": (21.0, 36.0),
+    "from 37": (37.0, 1e9),
+}
+
+
+@dataclass(frozen=True)
+class TrackReport:
+    """How well one track of the ground truth was found.
+
+    Attributes:
+        track: position in `ground_truth.tracks`.
+        iou: of the best prediction of the same category, 0 without any.
+        score: of that prediction, nan without any.
+        detection: its position in `Analysis.detections`, -1 without any.
+        iou_any: of the best prediction of any category.
+        category_any: category id of that prediction, None without any.
+    """
+
+    track: int
+    iou: float
+    score: float
+    detection: int
+    iou_any: float
+    category_any: int | None
+
+
+class Analysis:
+    """Predictions of one data set, looked at from several sides."""
+
+    def __init__(
+        self, ground_truth: GroundTruth, predictions: MaskFile, settings: TubeApSettings, min_score: float = 0.3
+    ) -> None:
+        """Compare everything.
+
+        Args:
+            ground_truth: with annotations.
+            predictions: results file.
+            settings: of the metric; ranges are replaced.
+            min_score: predictions below it are not looked at for confused classes.
+        """
+        self.ground_truth = ground_truth
+        self.detections = read_predictions(predictions, ground_truth)
+        self.min_score = min_score
+        self._ap = TubeAP(ground_truth, replace(settings, occlusion_ranges=None, boundary_ratio=None))
+        self._ap.update(predictions, predictions.name)
+        every = TubeApSettings(
+            iou_thresholds=(_WORTH_KEEPING,),
+            max_detections=(None,),
+            use_categories=False,
+            different_lengths=settings.different_lengths,
+        )
+        self._collected = TubeAP(ground_truth, every).update(predictions, predictions.name).collected()
+        best_first = np.lexsort((self._collected["order"], -self._collected["score"]))
+        self._pairs_of: dict[int, list[tuple[int, float]]] = {int(each): [] for each in best_first}
+        for detection, track, iou in zip(
+            *(self._collected[f"pair_{key}"].tolist() for key in ("detection", "track", "iou")), strict=True
+        ):
+            self._pairs_of[detection].append((track, iou))
+
+    def by_size(self) -> list[dict[str, Any]]:
+        """AP, AR and number of tracks for ranges of the mean area in pixels."""
+        return self._rows(self._ap.compute(area_ranges=SIZE_RANGES), SIZE_RANGES, self._ap.track_areas(), "area")
+
+    def by_length(self) -> list[dict[str, Any]]:
+        """AP, AR and number of tracks for ranges of the number of frames in which an object is visible."""
+        lengths = [sum(mask is not None for mask in track.masks) for track in self.ground_truth.tracks]
+        return self._rows(self._ap.compute_by_length(LENGTH_RANGES), LENGTH_RANGES, np.array(lengths), "area")
+
+    def by_occlusion(self) -> list[dict[str, Any]]:
+        """AP, AR and number of tracks for the ranges of OVIS; empty when the file does not tell."""
+        levels = [track.occlusion for track in self.ground_truth.tracks]
+        if not levels or None in levels:
+            return []
+        result = self._ap.compute(occlusion_ranges=OCCLUSION_RANGES)
+        return self._rows(result, OCCLUSION_RANGES, np.array(levels, np.float64), "occlusion")
+
+    def _rows(
+        self, result: TubeApResult, ranges: Mapping[str, tuple[float, float]], values: np.ndarray, key: str
+    ) -> list[dict[str, Any]]:
+        """One row per range; `values` (G,) of the tracks are what the ranges are about."""
+        counted = np.array([not track.is_crowd for track in self.ground_truth.tracks], bool)
+        counted |= not self._ap.settings.crowd_is_ignored
+        rows = []
+        for name, (low, high) in ranges.items():
+            inside = counted & (low <= values) & (values <= high)
+            chosen = {key: name}
+            rows.append(
+                {
+                    "range": name,
+                    "tracks": int(np.count_nonzero(counted if name == "all" else inside)),
+                    "AP": to_percent(result.average("AP", **chosen)),
+                    "AP50": to_percent(result.average("AP", iou=0.5, **chosen)),
+                    "AR": to_percent(result.average("AR", **chosen)),
+                }
+            )
+        return rows
+
+    def confusion(self) -> dict[str, dict[str, int]]:
+        """Class of a track -> class of the prediction that found it -> number of tracks.
+
+        Predictions choose, best first, among the tracks they overlap by at least MATCH_IOU, whatever the class.
+        """
+        names = {each: self.ground_truth.category_name(each) for each in self.ground_truth.categories}
+        table: dict[str, dict[str, int]] = {name: {} for name in [*names.values(), NOTHING]}
+        taken: set[int] = set()
+        for detection, pairs in self._pairs_of.items():
+            if self._collected["score"][detection] < self.min_score:
+                continue
+            found = names[int(self._collected["category"][detection])]
+            free = [(iou, track) for track, iou in pairs if iou >= MATCH_IOU and track not in taken]
+            crowd = any(iou >= MATCH_IOU and self.ground_truth.tracks[track].is_crowd for track, iou in pairs)
+            own = NOTHING
+            if free:
+                track = self.ground_truth.tracks[max(free)[1]]
+                taken.add(max(free)[1])
+                own = names[track.category_id]
+                crowd = track.is_crowd
+            if not crowd:
+                table[own][found] = table[own].get(found, 0) + 1
+        for index, track in enumerate(self.ground_truth.tracks):
+            if index not in taken and not track.is_crowd:
+                row = table[names[track.category_id]]
+                row[MISSED] = row.get(MISSED, 0) + 1
+        return table
+
+    def tracks(self) -> list[TrackReport]:
+        """One report per track, in the order of the file."""
+        best: dict[int, tuple[float, int]] = {}
+        best_any: dict[int, tuple[float, int]] = {}
+        for detection, pairs in self._pairs_of.items():
+            for track, iou in pairs:
+                if iou > best_any.get(track, (0.0, -1))[0]:
+                    best_any[track] = (iou, detection)
+                same = self._collected["category"][detection] == self.ground_truth.tracks[track].category_id
+                if same and iou > best.get(track, (0.0, -1))[0]:
+                    best[track] = (iou, detection)
+        reports = []
+        for index in range(len(self.ground_truth.tracks)):
+            iou, detection = best.get(index, (0.0, -1))
+            iou_any, other = best_any.get(index, (0.0, -1))
+            reports.append(
+                TrackReport(
+                    track=index,
+                    iou=iou,
+                    score=float(self._collected["score"][detection]) if detection >= 0 else math.nan,
+                    detection=int(self._collected["order"][detection]) if detection >= 0 else -1,
+                    iou_any=iou_any,
+                    category_any=int(self._collected["category"][other]) if other >= 0 else None,
+                )
+            )
+        return reports
+
+
+def precision_curves(result: TubeApResult) -> dict[str, np.ndarray]:
+    """Name -> (R,) precision at each recall, averaged over categories, for IoU 0.5, 0.75, 0.9 and the mean over all."""
+    precision = result.precision
+    while precision.ndim > 4:  # the first range is "all"
+        precision = precision[..., 0, :]
+    precision = precision[..., -1]  # (S, R, K)
+    counted = (precision > -1).all(axis=(0, 1))
+    curves = {}
+    for name, index in _curve_rows(result.settings).items():
+        rows = precision[index][..., counted]
+        curves[name] = rows.mean(axis=(0, 2)) if counted.any() else np.full(precision.shape[1], np.nan)
+    return curves
+
+
+def _curve_rows(settings: TubeApSettings) -> dict[str, list[int]]:
+    thresholds = np.array(settings.iou_thresholds)
+    rows = {f"IoU {iou:.2f}": np.flatnonzero(np.isclose(thresholds, iou)).tolist() for iou in (0.5, 0.75, 0.9)}
+    rows["mean over IoU"] = list(range(len(thresholds)))
+    return {name: own for name, own in rows.items() if own}

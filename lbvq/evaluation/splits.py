@@ -1,0 +1,79 @@
+"""A development split of a training file, by video, so that methods can be compared without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lbvq.evaluation.mask_file import MaskFile
+
+
+@dataclass(frozen=True)
+class Split:
+    """Video ids of the two parts, ascending, and how many tracks of each category they have."""
+
+    train: list[int]
+    dev: list[int]
+    tracks: dict[int, tuple[int, int]]  # category id -> tracks in train, in dev
+
+
+def split_videos(content: Mapping[str, Any], share: float = 0.1, seed: int = 0) -> Split:
+    """Draw videos so that every category has about the same share of its videos in the development split.
+
+    Categories are served rarest first: each gets the videos it still lacks, drawn among its videos that no rarer
+    category has decided about (iterative stratification, Sechidis et al. 2011). A category with a single video keeps it
+    for training. The same file, share and seed always give the same split, whatever the order of the file.
+
+    Args:
+        content: annotation file in YouTube-VIS form.
+        share: of the videos that go to the development split, in (0, 1).
+        seed: of the draw.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share must be between 0 and 1, got {share}")
+    videos = sorted(video["id"] for video in content["videos"])
+    if len(videos) < 2:
+        raise ValueError(f"a split needs at least two videos, the file has {len(videos)}")
+    annotations = content.get("annotations") or []
+    if not annotations:
+        raise ValueError("the file has no annotations; split a training file")
+    videos_of: dict[int, set[int]] = {category["id"]: set() for category in content["categories"]}
+    for entry in annotations:
+        videos_of.setdefault(entry["category_id"], set()).add(entry["video_id"])
+    rng = np.random.RandomState(seed)
+    place = {video: rank for rank, video in enumerate(rng.permutation(videos).tolist())}
+    dev: set[int] = set()
+    decided: set[int] = set()
+    for category in sorted(videos_of, key=lambda each: (len(videos_of[each]), each)):
+        own = videos_of[category]
+        wanted = min(round(share * len(own)), len(own) - 1)
+        lacking = wanted - len(own & dev)
+        free = sorted(own - decided, key=place.__getitem__)
+        dev.update(free[: max(0, lacking)])
+        decided |= own
+    rest = sorted(set(videos) - decided, key=place.__getitem__)  # videos without any object
+    dev.update(rest[: max(0, round(share * len(videos)) - len(dev))])
+    if not dev:
+        dev = {min(videos, key=place.__getitem__)}
+    return Split(sorted(set(videos) - dev), sorted(dev), _count_tracks(annotations, videos_of, dev))
+
+
+def _count_tracks(
+    annotations: Iterable[Mapping[str, Any]], categories: Iterable[int], dev: set[int]
+) -> dict[int, tuple[int, int]]:
+    counts = {category: [0, 0] for category in sorted(categories)}
+    for entry in annotations:
+        counts[entry["category_id"]][entry["video_id"] in dev] += 1
+    return {category: (train, held_out) for category, (train, held_out) in counts.items()}
+
+
+def part_of(file: MaskFile, video_ids: Iterable[int]) -> dict[str, Any]:
+    """Content of the file with only some videos; everything else is kept, categories too."""
+    chosen = set(video_ids)
+    content = dict(file.document)
+    content["videos"] = [video for video in content["videos"] if video["id"] in chosen]
+    content["annotations"] = [entry for entry in content["annotations"] if entry["video_id"] in chosen]
+    return content

@@ -1,0 +1,54 @@
+"""Check a results file before it is submitted, and pack it.
+
+    python tools/check_submission.py results.json --gt ytvis_2021/valid.json --server ytvis --zip submission.zip
+
+Looks at ids, categories, sizes, scores, masks, numbers of frames, and the layout of an archive; the annotation file may
+be one without annotations. The first faults are named by entry, video and frame, and nothing is packed then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from lbvq.evaluation.submission import SERVERS, check_submission, pack
+
+LARGE = 300e6  # bytes of an archive that many servers refuse
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="results.json, or the archive that would be uploaded")
+    parser.add_argument("--gt", type=Path, required=True, help="annotation file of the data set: videos and categories")
+    parser.add_argument("--server", choices=sorted(SERVERS), required=True)
+    parser.add_argument("--zip", type=Path, metavar="FILE", help="write the archive to upload")
+    parser.add_argument("--max-faults", type=int, default=20, help="stop after so many (default 20)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse_arguments(arguments)
+    try:
+        findings = check_submission(args.results, args.gt, args.server, args.max_faults)
+        for remark in findings.remarks:
+            print(f"note: {remark}")
+        for fault in findings.faults:
+            print(f"fault: {fault}")
+        if findings.faults:
+            print(f"{args.results} has faults" + (", so nothing was packed" if args.zip else ""))
+            return 1
+        print(f"{args.results}: {findings.num_entries} predictions, no fault found")
+        if args.zip:
+            size = pack(args.results, args.zip)
+            print(
+                f"{args.zip}: {size / 1e6:.1f} MB" + (" (many servers refuse files so large)" if size > LARGE else "")
+            )
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

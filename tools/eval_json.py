@@ -1,0 +1,128 @@
+"""Score a results file without a model.
+
+    python tools/eval_json.py results.json --gt valid.json --metric ytvis
+    python tools/eval_json.py results.zip --gt annotations_valid.json --metric ovis --report report --frames ovis/valid
+    python tools/eval_json.py results.json --gt burst/all_classes.json --metric burst --task class_guided
+
+Metrics: ytvis (YouTube-VIS 2019/21/22), ovis (with occlusion ranges), hq_ytvis (Tube-Mask and Tube-Boundary AP), lvvis
+(base and novel), burst (tube AP from a b2y file; HOTA and AP of the benchmark from its own files), coco, lvis.
+Published evaluators have defects; --reference reproduces their numbers, see lbvq/evaluation/video_metrics.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lbvq.evaluation.mask_file import read_mask_file
+from lbvq.evaluation.tables import format_results
+from lbvq.evaluation.video_metrics import LONG_VIDEO_FRAMES, VIDEO_METRICS, VideoScorer, read_ground_truth
+
+METRICS = (*VIDEO_METRICS, "coco", "lvis")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="results.json, also as .json.gz or in a .zip")
+    parser.add_argument("--gt", type=Path, required=True, help="annotation file (BURST: also the folder)")
+    parser.add_argument("--metric", choices=METRICS, required=True)
+    parser.add_argument("--reference", action="store_true", help="reproduce the published evaluator with its defects")
+    parser.add_argument("--base-novel", action="store_true", help="base and novel classes apart (YouTube-VIS 2019/21)")
+    parser.add_argument(
+        "--long-videos",
+        type=int,
+        nargs="?",
+        const=LONG_VIDEO_FRAMES,
+        metavar="FRAMES",
+        help=f"videos of more than so many frames apart, as YouTube-VIS 2022 does (default {LONG_VIDEO_FRAMES})",
+    )
+    parser.add_argument("--task", default="class_guided", help="of BURST: class_guided, exemplar_guided or open_world")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write tables, curves and pictures")
+    parser.add_argument("--frames", type=Path, metavar="DIR", help="draw the worst tubes on the videos' frames")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
+    args = parser.parse_args(arguments)
+    if args.report and args.metric not in VIDEO_METRICS:
+        parser.error(f"--report is there for {', '.join(VIDEO_METRICS)}")
+    if args.frames and not args.report:
+        parser.error("--frames needs --report")
+    return args
+
+
+def is_burst_format(path: Path) -> bool:
+    return path.is_dir() or (isinstance(content := read_mask_file(path).document, Mapping) and "sequences" in content)
+
+
+def score_images(args: argparse.Namespace) -> dict[str, Any]:
+    if args.metric == "lvis":
+        from lbvq.evaluation.lvis import LvisScorer
+
+        return {"segm": LvisScorer(args.gt).update(args.results).compute()}
+    from lbvq.evaluation.coco import score_coco
+
+    return score_coco(args.gt, args.results)
+
+
+def score_burst_files(args: argparse.Namespace) -> dict[str, Any]:
+    """The benchmark's own evaluation: a table with one column per group of classes."""
+    from lbvq.evaluation.burst import score_burst
+
+    if args.report:
+        raise ValueError("--report needs annotations in YouTube-VIS form (b2y_val.json), not BURST's own files")
+    scores = score_burst(args.gt, args.results, args.task, reference=args.reference)
+    per_class = scores.pop("per_class", {})
+    tables = {
+        f"{args.task} ({group})": {metric: row[group] for metric, row in scores.items()}
+        for group in ("all", "common", "uncommon")
+    }
+    tables[f"{args.task} (all)"] |= {f"AP-{name}": row["AP"] for name, row in per_class.items()}
+    return tables
+
+
+def score_videos(args: argparse.Namespace) -> dict[str, Any]:
+    ground_truth = read_ground_truth(args.metric, args.gt, reference=args.reference)
+    if not ground_truth.has_annotations:
+        raise ValueError(f"{args.gt} has no annotations to score with; tools/check_submission.py packs results")
+    options = {"reference": args.reference, "base_novel": args.base_novel or None, "long_videos": args.long_videos}
+    scorer = VideoScorer(args.metric, ground_truth, **options)
+    predictions = read_mask_file(args.results)
+    scores = scorer.update(predictions, str(args.results)).compute()
+    if args.metric in ("lvvis", "burst") and not args.reference and any(t.is_crowd for t in ground_truth.tracks):
+        print("Note: the ground truth has crowd tracks, which the published evaluator counts; see --reference.")
+    if args.report:
+        from lbvq.evaluation.report import write_report
+
+        about = {"results": args.results, "ground truth": args.gt, "metric": args.metric, "reference": args.reference}
+        about = {key: str(value) for key, value in about.items()}
+        page = write_report(args.report, scores, ground_truth, predictions, frames=args.frames, about=about)
+        print(f"Report written to {page}")
+    return scores.tables
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse_arguments(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        if args.metric in ("coco", "lvis"):
+            tables = score_images(args)
+        elif args.metric == "burst" and is_burst_format(args.gt):
+            tables = score_burst_files(args)
+        else:
+            tables = score_videos(args)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(format_results(tables))
+    if args.json:
+        numbers = {task: {k: None if math.isnan(v) else v for k, v in t.items()} for task, t in tables.items()}
+        args.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
