@@ -20,8 +20,10 @@ from lbvq.config import get_cfg
 from lbvq.data.builtin import MetadataCatalog
 from lbvq.engine.checkpoint import load_weights
 from lbvq.frames import ResizedFrames, open_frames
+from lbvq.modeling.zero_shot import read_text_embeddings
 from lbvq.refine import build_refiner, refine_tubes
 from lbvq.results import VideoPrediction
+from lbvq.text_embeddings import with_classes
 from lbvq.zoo import MODELS, find_config
 from mask2former.registry import build_model
 
@@ -81,7 +83,9 @@ class VideoPredictor:
     ) -> None:
         """Args:
         source: a configuration, the path of a YAML file, a name of the model zoo, or a model that is built already.
-        classes: names of the classes, by class index; by default those of the data set in DATASETS.TEST.
+        classes: names of the classes, by class index; by default those of the data set in DATASETS.TEST. An
+            open-vocabulary model (OVFormer) finds exactly these classes, whatever they are; one that is built already
+            is set to them.
         weights: as in `load_model`; not for a model that is built already.
         cfg: the configuration of a model that is built already. Without it frames are resized as for YouTube-VIS
             (short side 360, long side at most 1333, RGB).
@@ -96,7 +100,12 @@ class VideoPredictor:
         elif not callable(source):
             raise ValueError(f"expected a configuration, a name, or a model, got {type(source).__name__}")
         self.is_trained = True
-        if cfg is not None and (isinstance(source, (str, os.PathLike)) or source is cfg):
+        is_built = cfg is None or not (isinstance(source, (str, os.PathLike)) or source is cfg)
+        if classes is not None and is_open_vocabulary(cfg):
+            cfg = with_classes(cfg, classes, known_names=class_names_of(cfg))
+            if is_built:
+                source.set_vocabulary(read_text_embeddings(cfg.MODEL.MASK_FORMER.CLIP_TEXT_PATH))
+        if not is_built:
             self.is_trained = bool(cfg.MODEL.WEIGHTS if weights is None else os.fspath(weights))
             self.model = _model_from(cfg, weights)
         elif weights is not None:
@@ -210,6 +219,11 @@ def class_names_of(cfg: Any) -> tuple[str, ...] | None:
         return None
     names = MetadataCatalog.get(name).get("thing_classes")
     return tuple(names) if names else None
+
+
+def is_open_vocabulary(cfg: Any) -> bool:
+    """Whether the classes of a model are given as text, so that it finds whatever is named."""
+    return cfg is not None and bool(getattr(cfg.MODEL.get("MASK_FORMER"), "CLIP_CLASSIFIER", False))
 
 
 def _model_from(cfg: Any, weights: str | os.PathLike | None) -> nn.Module:

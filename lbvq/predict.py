@@ -18,6 +18,7 @@ from tqdm import tqdm
 from lbvq.api import VideoPredictor, load_config
 from lbvq.engine.weight_files import find_weights
 from lbvq.results import VideoPrediction
+from lbvq.text_embeddings import parse_classes
 from lbvq.video_io import IMAGE_SUFFIXES, VideoFrames, read_video
 from lbvq.video_writer import FRAME_SUFFIXES, atomic_output, check_output, open_writer
 from lbvq.visualize import draw_video
@@ -47,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="any of: video (.mp4), folder of frames (no suffix), results (.json); with several videos, "
         "'{name}' in a video or folder name stands for the input's name",
     )
+    parser.add_argument(
+        "--classes",
+        metavar="NAMES",
+        help='names of the classes, e.g. "cat, skateboard, potted plant"; an open-vocabulary model (OVFormer) finds '
+        "exactly these",
+    )
     parser.add_argument("--score-threshold", type=float, default=0.3, help="keep objects with at least this score")
     parser.add_argument("--fps", type=float, help="frame rate to write (default: that of the input, 10 for images)")
     parser.add_argument("--frame-format", choices=[suffix[1:] for suffix in FRAME_SUFFIXES], default="jpg")
@@ -74,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
             write_drawn(each, shown, paths, args)
             each.close()
         write_results([path for path in args.output if _is_json(path)], entries)
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError, KeyError, ImportError) as error:
         print(f"error: {error.args[0] if isinstance(error, KeyError) and error.args else error}", file=sys.stderr)
         return BAD_INPUT
     return 0
@@ -85,7 +92,7 @@ def build_predictor(args: argparse.Namespace, make: Callable[..., Any] = VideoPr
 
     Args:
         args: from the command line.
-        make: called as make(cfg, weights=weights).
+        make: called as make(cfg, weights=weights), and classes=names where names are given.
     """
     cfg = load_config(args.config_file, args.opts)
     weights = args.weights
@@ -96,7 +103,8 @@ def build_predictor(args: argparse.Namespace, make: Callable[..., Any] = VideoPr
         except OSError as error:
             logger.warning("The weights that %s starts training from are not here: %s", args.config_file, error)
             weights = ""
-    return make(cfg, weights=weights)
+    names = getattr(args, "classes", None)
+    return make(cfg, weights=weights, **({} if names is None else {"classes": parse_classes(names)}))
 
 
 def group_inputs(inputs: Sequence[str]) -> list[str | list[str]]:

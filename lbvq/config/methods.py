@@ -206,6 +206,7 @@ OVFORMER: dict[str, Any] = {
             "CLIP_TRAIN_IMAGE_PATH": "",  # (ours) the same for training
             "CLIP_MODEL": "ViT-B-32-quickgelu",  # (ours) name in open_clip, for what is computed
             "CLIP_WEIGHTS": "openai",  # (ours) tag of open_clip, or a file
+            "CLIP_PROMPTS": "photo",  # (ours) prompts for names of classes, see lbvq/text_embeddings.py
             "CLASS_COUNTS_PATH": "",  # (ours) .json of training images per class, for negative classes; "": all alike
         },
     }
@@ -236,6 +237,8 @@ VMT: dict[str, Any] = {  # (ours) the published code has command line arguments 
             "DEC_POINTS": 4,  # and in the decoder
             "MAX_REFINED_POINTS": 12000,  # most edge pixels per frame that the point transformer takes at once
             "POINT_SUBSET": "even",  # of a frame with more: "even", "random" (as published), or "all" in several runs
+            "POINT_LAYERS": 3,  # layers of the point transformer
+            "POINT_DIM_FEEDFORWARD": 2048,  # width of its feed-forward layers
             "WRAP_BOXES": True,  # as published: boxes over the top or left border come out empty for the mask head
             "CROP_MASKS": False,  # cut masks to the frame; as published they are squeezed into it, by a pixel or less
             "KEEP_UNUSED_CLASSES": False,  # report classes the data set lacks, as published

@@ -63,7 +63,7 @@ class ImageFeatures:
             if candidate in self._table:
                 return self._table[candidate].reshape(-1).float()
         some = ", ".join(repr(known) for known in list(self._table)[:2])
-        raise KeyError(
+        raise ValueError(
             f"{self.path} ({self.setting}) has no CLIP feature of {key!r}; it has {len(self._table)}, such as {some}. "
             f"Is it the file of this data set? {HOW_TO_MAKE_IMAGES.format(path=self.path, setting=self.setting)}"
         )
