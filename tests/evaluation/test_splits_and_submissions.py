@@ -1,0 +1,210 @@
+"""Splitting a training file, and checking and packing a submission, as a user does."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import runpy
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from helpers import GOLDEN, ROOT
+
+from lbvq import rle
+from lbvq.evaluation.mask_file import read_mask_file, write_mask_file
+from lbvq.evaluation.splits import part_of, split_videos
+from lbvq.evaluation.submission import SERVERS, check_submission
+
+
+def run(tool, *arguments):
+    """Exit code of tools/<tool>.py."""
+    return runpy.run_path(str(ROOT / "tools" / f"{tool}.py"))["main"]([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("case")
+    content = json.loads(gzip.decompress((GOLDEN / "vis_eval_case.json.gz").read_bytes()))
+    for name, part in (("gt", content["gt"]), ("dt", content["dt"])):
+        (folder / f"{name}.json").write_text(json.dumps(part))
+    return folder
+
+
+# ---- make_split
+
+
+def test_a_split_has_every_class_in_both_parts_and_no_video_twice(case):
+    content = json.loads((case / "gt.json").read_text())
+    split = split_videos(content, 0.3, seed=1)
+    assert sorted(split.train + split.dev) == [video["id"] for video in content["videos"]]
+    for category, (train, dev) in split.tracks.items():
+        assert (train > 0 and dev > 0) or category == 9  # the one without any track
+    assert 5 <= len(split.dev) <= 9
+
+
+def test_a_split_depends_on_the_seed_and_not_on_the_order_of_the_file(case):
+    content = json.loads((case / "gt.json").read_text())
+    turned = {key: value[::-1] if isinstance(value, list) else value for key, value in content.items()}
+    assert split_videos(content, 0.2, seed=3) == split_videos(turned, 0.2, seed=3)
+    assert split_videos(content, 0.2, seed=3).dev != split_videos(content, 0.2, seed=4).dev
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.1])
+def test_a_share_must_leave_videos_on_both_sides(share, case):
+    with pytest.raises(ValueError, match="share must be between 0 and 1"):
+        split_videos(json.loads((case / "gt.json").read_text()), share)
+
+
+def test_make_split_writes_two_files_that_lose_nothing(case, tmp_path, capsys):
+    arguments = (case / "gt.json", "--output", tmp_path / "splits", "--share", 0.25)
+    assert run("make_split", *arguments) == 0
+    assert "cat7" in capsys.readouterr().out
+    whole = json.loads((case / "gt.json").read_text())
+    parts = [json.loads(path.read_text()) for path in sorted((tmp_path / "splits").iterdir())]
+    assert sorted(path.name for path in (tmp_path / "splits").iterdir()) == ["dev_seed0.json", "train_dev_seed0.json"]
+    for key in ("videos", "annotations"):
+        joined = sorted((entry for part in parts for entry in part[key]), key=lambda entry: entry["id"])
+        assert joined == sorted(whole[key], key=lambda entry: entry["id"])
+    for part in parts:
+        assert {key: part[key] for key in ("categories", "info", "licenses")} == {
+            key: whole[key] for key in ("categories", "info", "licenses")
+        }
+        own = {video["id"] for video in part["videos"]}
+        assert all(entry["video_id"] in own for entry in part["annotations"])
+    assert run("make_split", *arguments) == 2
+    assert "exist already" in capsys.readouterr().err
+    assert run("make_split", *arguments, "--overwrite") == 0
+
+
+def test_files_without_annotations_cannot_be_split(case, tmp_path, capsys):
+    truth = json.loads((case / "gt.json").read_text())
+    (tmp_path / "valid.json").write_text(json.dumps({**truth, "annotations": []}))
+    assert run("make_split", tmp_path / "valid.json", "--output", tmp_path) == 2
+    assert "has no annotations; split a training file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": [{"size": [2, 2], "counts": [1, 3]}, null, {"size": [2, 2], "counts": "13"}]}']
+)
+def test_written_mask_files_are_what_was_read(text, tmp_path):
+    (tmp_path / "a.json").write_text(text)
+    file = read_mask_file(tmp_path / "a.json")
+    assert file.document == {"a": [range(0, 1), None, range(1, 2)]}
+    write_mask_file(tmp_path / "b.json", file.document, file)
+    assert json.loads((tmp_path / "b.json").read_text()) == json.loads(text)
+    assert part_of(file._replace(document={"videos": [], "annotations": [], "b": 1}), []) == {
+        "videos": [],
+        "annotations": [],
+        "b": 1,
+    }
+
+
+# ---- check_submission
+
+
+def test_a_right_submission_is_packed_as_the_servers_want_it(case, tmp_path, capsys):
+    archive = tmp_path / "submission.zip"
+    options = ("--gt", case / "gt.json", "--server", "ytvis")
+    assert run("check_submission", case / "dt.json", *options, "--zip", archive) == 0
+    assert "364 predictions, no fault found" in capsys.readouterr().out
+    with zipfile.ZipFile(archive) as content:
+        assert content.namelist() == ["results.json"]
+        assert content.read("results.json") == (case / "dt.json").read_bytes()
+    assert run("check_submission", archive, *options) == 0
+    assert run("check_submission", case / "dt.json", *options, "--zip", archive) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_a_data_set_without_annotations_is_enough_to_check(case, tmp_path):
+    truth = json.loads((case / "gt.json").read_text())
+    del truth["annotations"]
+    (tmp_path / "valid.json").write_text(json.dumps(truth))
+    assert check_submission(case / "dt.json", tmp_path / "valid.json", "ovis").faults == []
+
+
+FAULTS = [
+    ({"video_id": 1}, r"entry 1 \(video 1\): the data set has no video with this id"),
+    ({"category_id": 3}, r"category_id 3 is not among the 5 of the data set \(1 to 9\)"),
+    ({"category_id": 0}, "category_id 0 is not among"),
+    ({"score": 1.5}, r"score must be in \[0, 1\], got 1.5"),
+    ({"score": "1"}, "score must be a number"),
+    ({"segmentations": []}, "expected .* segmentations, one per frame, got 0"),
+    ({"segmentations": None}, "'segmentations' must be a list"),
+    ({"score": ...}, "entry 1: lacks score"),
+]
+
+
+@pytest.mark.parametrize("change, message", FAULTS, ids=[str(change) for change, _ in FAULTS])
+def test_faults_are_named_and_nothing_is_packed(change, message, case, tmp_path, capsys):
+    results = json.loads((case / "dt.json").read_text())[:3]
+    results[1] |= change
+    if ... in change.values():
+        del results[1]["score"]
+    (tmp_path / "r.json").write_text(json.dumps(results))
+    options = ("--gt", case / "gt.json", "--server", "ytvis", "--zip", tmp_path / "s.zip")
+    assert run("check_submission", tmp_path / "r.json", *options) == 1
+    assert not (tmp_path / "s.zip").exists()
+    assert "so nothing was packed" in capsys.readouterr().out
+    faults = check_submission(tmp_path / "r.json", case / "gt.json", "ytvis").faults
+    assert len(faults) == 1
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(faults[0])
+
+
+@pytest.mark.parametrize(
+    "counts, message",
+    [
+        ("garbage!", "frame 0: .*characters|frame 0: .*"),
+        ([9000, 5400], "frame 0: counts are a list; servers want the compressed string"),
+    ],
+)
+def test_masks_that_a_server_cannot_read_are_faults(counts, message, case, tmp_path):
+    results = json.loads((case / "dt.json").read_text())
+    entry = next(each for each in results if each["segmentations"][0] is not None and each["height"] == 90)
+    entry["segmentations"][0]["counts"] = counts
+    (tmp_path / "r.json").write_text(json.dumps([entry]))
+    (fault,) = check_submission(tmp_path / "r.json", case / "gt.json", "ytvis").faults
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(fault)
+
+
+def test_null_frames_are_a_fault_only_where_the_server_fails_on_them(case, tmp_path):
+    results = json.loads((case / "dt.json").read_text())
+    for entry in results:
+        del entry["height"]
+    (tmp_path / "r.json").write_text(json.dumps(results))
+    for server in ("ytvis", "ovis", "lvvis", "burst"):
+        assert check_submission(tmp_path / "r.json", case / "gt.json", server).faults == []
+    faults = check_submission(tmp_path / "r.json", case / "gt.json", "hq_ytvis", max_faults=4)
+    assert len(faults.faults) == 4 and "is null; this server wants an encoded empty mask" in faults.faults[0]
+    assert faults.remarks == ["stopped after 4 faults"]
+
+
+def test_archives_of_another_layout_are_faults_and_can_be_packed_anew(case, tmp_path):
+    with zipfile.ZipFile(tmp_path / "deep.zip", "w") as archive:
+        archive.write(case / "dt.json", "folder/results.json")
+    (fault,) = check_submission(tmp_path / "deep.zip", case / "gt.json", "ytvis").faults
+    assert "must hold only results.json, at the top; found folder/results.json" in fault
+    shutil.copy(case / "dt.json", tmp_path / "broken.zip")
+    assert "not a zip archive" in check_submission(tmp_path / "broken.zip", case / "gt.json", "ytvis").faults[0]
+
+
+def test_image_servers_check_images_and_how_many_predictions_they_have(tmp_path):
+    images = [{"id": each, "height": 4, "width": 4} for each in (1, 2)]
+    truth = {"images": images, "categories": [{"id": 1, "name": "x"}]}
+    (tmp_path / "gt.json").write_text(json.dumps(truth))
+    entry = {"image_id": 1, "category_id": 1, "score": 0.5, "segmentation": rle.encode(np.eye(4, dtype=bool))}
+    for count, server, faults, remarks in ((301, "lvis", 1, 1), (300, "lvis", 0, 1), (101, "coco", 0, 2)):
+        (tmp_path / "r.json").write_text(json.dumps([entry] * count))
+        findings = check_submission(tmp_path / "r.json", tmp_path / "gt.json", server)
+        assert (len(findings.faults), len(findings.remarks)) == (faults, remarks)
+    (tmp_path / "r.json").write_text(json.dumps([{**entry, "image_id": 3}, {**entry, "segmentation": None}]))
+    faults = check_submission(tmp_path / "r.json", tmp_path / "gt.json", "coco").faults
+    assert "entry 0 (image 3): the data set has no image with this id" in faults[0]
+    assert "has no segmentation" in faults[1]
+
+
+def test_every_video_metric_and_image_metric_has_a_server():
+    assert set(SERVERS) == {"ytvis", "ovis", "hq_ytvis", "lvvis", "burst", "coco", "lvis"}
