@@ -4,6 +4,11 @@
     python datasets/prepare_open_vocabulary.py lvvis    LVVIS/train/train_instances.json (or train_instances_.json)
                                                         -> LVVIS/train/train_instances_nonovel.json
 
+    python datasets/prepare_open_vocabulary.py lvvis_counts
+                                                        LVVIS/train/train_instances_nonovel.json
+                                                        -> datasets/metadata/lvvis_train_cat_info.json
+
+The last counts for every category the training images that show it, from which OVFormer draws negative classes.
 Paths are below DETECTRON2_DATASETS (or --root). Novel are LVIS' rare categories and LV-VIS' partitions 2 and 3; images,
 videos and categories stay, so some have no annotation left. A file that exists is kept unless --overwrite.
 """
@@ -40,13 +45,56 @@ def drop_novel(source: Path, result: Path, novel_ids: set[int]) -> tuple[int, in
     return len(kept), len(annotations)
 
 
+def count_images(source: Path, result: Path) -> tuple[int, int]:
+    """Write the categories of `source` with their numbers of images; returns how many occur, of how many.
+
+    As published: a video counts with all its frames for every category in it, and a category of the file without
+    any is novel ("n").
+    """
+    content = read_annotation_file(source)
+    lengths = {video["id"]: video["length"] for video in list_of(content, "videos", source, required=True)}
+    videos: dict[int, set[int]] = {}
+    instances: dict[int, int] = {}
+    for each in list_of(content, "annotations", source, required=True):
+        if each["video_id"] not in lengths:
+            raise ValueError(
+                f"{source}: annotation {each['id']} belongs to video {each['video_id']}, which is not there."
+            )
+        videos.setdefault(each["category_id"], set()).add(each["video_id"])
+        length = each.get("length", lengths[each["video_id"]])
+        instances[each["category_id"]] = instances.get(each["category_id"], 0) + length
+    categories = []
+    for category in list_of(content, "categories", source, required=True):
+        count = sum(lengths[video] for video in videos.get(category["id"], ()))
+        facts = {"image_count": count, "instance_count": instances.get(category["id"], 0)}
+        categories.append({**category, **facts, "frequency": "b" if count else "n"})
+    result.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = result.with_suffix(".json.part")
+    unfinished.write_text(json.dumps(categories), encoding="utf-8")
+    os.replace(unfinished, result)
+    return len(videos), len(categories)
+
+
+COUNTED = "LVVIS/train/train_instances_nonovel.json"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", nargs="+", choices=sorted(FILES))
+    parser.add_argument("datasets", nargs="+", choices=[*sorted(FILES), "lvvis_counts"])
     parser.add_argument("--root", default=str(dataset_root()), help="default: DETECTRON2_DATASETS, else ./datasets")
+    parser.add_argument(
+        "--counts", default="datasets/metadata/lvvis_train_cat_info.json", help="result of lvvis_counts"
+    )
     parser.add_argument("--overwrite", action="store_true", help="make files again that exist")
     args = parser.parse_args()
     for name in args.datasets:
+        if name == "lvvis_counts":
+            if Path(args.counts).exists() and not args.overwrite:
+                print(f"{args.counts} exists and is kept; --overwrite makes it again.")
+                continue
+            known, total = count_images(Path(args.root) / COUNTED, Path(args.counts))
+            print(f"{args.counts}: {known} of {total} categories occur.")
+            continue
         table, sources, result = FILES[name]
         paths = [Path(args.root) / source for source in sources]
         source, target = next((path for path in paths if path.exists()), paths[0]), Path(args.root) / result
