@@ -44,7 +44,9 @@ def rows() -> Iterator[Row]:
     yield from _images()
     for split in ("train", "val"):
         folder = f"synthetic/{split}"
-        yield Row(f"synthetic_{split}", "video", (f"{folder}/JPEGImages",), (f"{folder}.json",), "synthetic", "ytvis")
+        files = (f"{folder}/JPEGImages",), (f"{folder}.json",)  # hq: the same videos, scored at boundaries too
+        yield Row(f"synthetic_{split}", "video", *files, "synthetic", "ytvis")
+        yield Row(f"hq_synthetic_{split}", "video", *files, "synthetic", "hq_ytvis")
 
 
 def _youtube_vis() -> Iterator[Row]:

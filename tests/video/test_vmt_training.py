@@ -176,8 +176,8 @@ def test_a_training_step_returns_every_weighted_loss_and_reaches_every_part():
 def test_clips_without_objects_train_the_classifier_alone_but_reach_every_part():
     model = tiny_model().train()
     losses = model([sample(0), sample(0)])
-    assert float(losses["loss_ce"]) > 0
-    assert all(float(loss) == pytest.approx(0, abs=1e-6) for name, loss in losses.items() if "loss_ce" not in name)
+    assert losses["loss_ce"].item() > 0
+    assert all(loss.item() == pytest.approx(0, abs=1e-6) for name, loss in losses.items() if "loss_ce" not in name)
     sum(losses.values()).backward()
     without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []  # other processes may have objects, and all must agree on what has a gradient

@@ -112,7 +112,13 @@ class VMT(VideoMaskHeads):
             encoder_points=vmt.ENC_POINTS,
             decoder_points=vmt.DEC_POINTS,
         )
-        points = PointTransformer(dropout=vmt.DROPOUT, max_points=vmt.MAX_REFINED_POINTS, subset=vmt.POINT_SUBSET)
+        points = PointTransformer(
+            hidden_dim=vmt.POINT_DIM_FEEDFORWARD,
+            dropout=vmt.DROPOUT,
+            num_layers=vmt.POINT_LAYERS,
+            max_points=vmt.MAX_REFINED_POINTS,
+            subset=vmt.POINT_SUBSET,
+        )
         return {
             "detector": ClipDetector(
                 body=body, transformer=transformer, num_classes=vmt.NUM_CLASSES, num_queries=vmt.NUM_OBJECT_QUERIES
