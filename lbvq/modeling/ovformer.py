@@ -175,6 +175,10 @@ class OpenVocabularyVideoModel(OpenVocabularyModel, VideoSegmenter):
     def at_test(self) -> VideoSegmenter:
         return self
 
+    def pixels_of(self, images: ImageList) -> Sequence[Tensor]:
+        """Frames (3, h, w), 0..255, of a batch; the video is not read again, which decoders are slow at."""
+        return _Pixels(images, self.pixel_mean, self.pixel_std)
+
 
 @META_ARCH_REGISTRY.register()
 class OVFormerVideo(OpenVocabularyVideoModel):  # published name
@@ -226,7 +230,7 @@ class OVFormerVideo(OpenVocabularyVideoModel):  # published name
 
     def segment_frames(self, video: dict[str, Any], start: int, images: ImageList) -> dict[str, Tensor]:
         """Outputs of the decoder for t frames, float32, each frame a row of the batch."""
-        features = self.features_of(video, start, _frames(video, start, images))[None]  # (1, t, E)
+        features = self.features_of(video, start, self.pixels_of(images))[None]  # (1, t, E)
         return _float_outputs(self.encode_frames(images, start, image_features=features).outputs)
 
 
@@ -277,7 +281,7 @@ class VideoOVFormer(OpenVocabularyVideoModel):  # published name
 
     def segment_clip(self, video: dict[str, Any], start: int, images: ImageList) -> dict[str, Tensor]:
         """Outputs of the decoder for t frames as one clip, float32: the batch has one row."""
-        features = self.features_of(video, start, _frames(video, start, images))[:, None]  # (t, 1, E)
+        features = self.features_of(video, start, self.pixels_of(images))[:, None]  # (t, 1, E)
         return _float_outputs(self.encode_frames(images, start, image_features=features).outputs)
 
 
@@ -287,24 +291,19 @@ def select_maps(maps: Tensor, queries: Tensor) -> Tensor:
     return maps[frames, queries.to(maps.device)]
 
 
-def _frames(video: Mapping[str, Any], start: int, images: ImageList) -> Sequence[Tensor]:
-    """The frames of a batch, read again from the video where somebody asks for them."""
-    return _Window(video["image"], start, len(images.image_sizes))
+class _Pixels(Sequence):
+    """The frames of a batch in 0..255, as they were before they were normalised; each is made when it is asked for."""
 
-
-class _Window(Sequence):
-    """Some consecutive items of a sequence; each is fetched when it is asked for."""
-
-    def __init__(self, items: Sequence, start: int, length: int) -> None:
-        self._items, self._start, self._length = items, start, length
+    def __init__(self, images: ImageList, mean: Tensor, std: Tensor) -> None:
+        self._images, self._mean, self._std = images, mean, std
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._images.image_sizes)
 
-    def __getitem__(self, index: int) -> Any:
-        if not 0 <= index < self._length:
+    def __getitem__(self, index: int) -> Tensor:
+        if not 0 <= index < len(self):
             raise IndexError(index)
-        return self._items[self._start + index]
+        return self._images[index] * self._std + self._mean
 
 
 def _float_outputs(outputs: dict[str, Any]) -> dict[str, Tensor]:

@@ -114,10 +114,50 @@ def test_clips(tmp_path, monkeypatch):
 @pytest.mark.parametrize("config, pieces", [(FRAME, FRAME_PIECES), (CLIP, CLIP_PIECES)])
 def test_run_lengths_and_a_temporary_file_give_the_same(config, pieces, tmp_path):
     dense = stubbed(config, tmp_path, list(pieces))([video()])
-    bounded = stubbed(config, tmp_path, list(pieces), TEST__FEATURE_BUDGET_MB=0.0)([video(dense_masks=False)])
+    bounded = stubbed(config, tmp_path, list(pieces), TEST__FEATURE_BUDGET_MB=0)([video(dense_masks=False)])
     assert isinstance(bounded["pred_masks"], MaskTubes)
     assert torch.equal(bounded["pred_masks"].to_dense(), dense["pred_masks"])
     assert bounded["pred_scores"] == dense["pred_scores"]
+
+
+class Camera:
+    """Frames that can be read once, in order."""
+
+    def __init__(self, frames: torch.Tensor) -> None:
+        self.frames, self.reads = frames, []
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, t: int) -> torch.Tensor:
+        self.reads.append(t)
+        return self.frames[t]
+
+
+class BrightnessTowers:
+    """In place of CLIP: tells how bright an image is."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+
+    def to(self, device: Any) -> BrightnessTowers:
+        return self
+
+    def encode_images(self, frames: Any) -> torch.Tensor:
+        self.seen += [frame.round() for frame in frames]
+        return torch.stack([frame.mean().expand(512) for frame in self.seen[-len(frames) :]])
+
+
+@pytest.mark.parametrize("config, pieces", [(FRAME, FRAME_PIECES), (CLIP, CLIP_PIECES)])
+def test_a_video_without_names_is_embedded_from_its_pixels_which_are_read_once(config, pieces, tmp_path):
+    model = stubbed(config, tmp_path, list(pieces))
+    towers = BrightnessTowers()
+    model.use_towers(towers)
+    camera = Camera(torch.randint(0, 256, (12, 3, 24, 30), dtype=torch.uint8))
+    output = model([{"image": camera, "height": 27, "width": 36}])
+    assert sorted(camera.reads) == list(range(12))
+    assert torch.equal(torch.stack(towers.seen), camera.frames.float())
+    assert output["pred_masks"].shape[1:] == (12, 27, 36)
 
 
 @pytest.mark.parametrize("config", [FRAME, CLIP])
