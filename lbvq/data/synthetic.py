@@ -27,7 +27,7 @@ from lbvq.rle import area, encode_many, to_bbox
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1  # changes when the same seed gives other videos
+VERSION = 2  # changes when the same seed gives other videos
 _SUBPIXEL_BITS = 6  # of the polygon filler
 
 
@@ -40,12 +40,12 @@ class SyntheticSettings:
     num_frames: int = 10
     min_objects: int = 2
     max_objects: int = 4
-    min_radius: float = 10.0
-    max_radius: float = 22.0
-    max_speed: float = 6.0
-    max_turn: float = 18.0
+    min_radius: float = 12.0
+    max_radius: float = 24.0
+    max_speed: float = 5.0
+    max_turn: float = 12.0
     noise: float = 7.0  # standard deviation of the pixel noise, grey levels
-    min_visible: int = 12  # pixels; with fewer an object counts as not visible
+    min_visible: int = 40  # pixels; with fewer an object counts as not visible
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 16 or self.num_frames < 1:
@@ -115,7 +115,7 @@ class _Shape:
     """One object on its way."""
 
     def __init__(self, rng: np.random.Generator, settings: SyntheticSettings, *, is_resident: bool) -> None:
-        leaves = not is_resident and rng.random() < 0.5
+        leaves = not is_resident and rng.random() < 0.4
         enters_late = not is_resident and not leaves and rng.random() < 0.6
         self.first_frame = int(rng.integers(1, max(2, settings.num_frames // 2 + 1))) if enters_late else 0
 
@@ -141,7 +141,7 @@ class _Shape:
     def _start_at_a_border(self, rng: np.random.Generator, size: np.ndarray) -> tuple[float, float]:
         """Move the centre close to a border and return a speed and a heading that lead out of the frame."""
         axis, is_far_side = int(rng.integers(2)), bool(rng.integers(2))
-        depth = rng.uniform(0.2, 1.0) * self.radius
+        depth = rng.uniform(0.3, 1.0) * self.radius
         self.center[axis] = size[axis] - depth if is_far_side else depth
         outward = ((np.pi, 0.0), (-0.5 * np.pi, 0.5 * np.pi))[axis][is_far_side]
         return rng.uniform(0.7, 1.0) * self.max_speed, outward + rng.uniform(-0.6, 0.6)
@@ -224,7 +224,7 @@ def _texture(rng: np.random.Generator, side: int) -> np.ndarray:
     else:
         mix = np.clip(0.5 + along / side, 0.0, 1.0)
     first = rng.uniform(20.0, 235.0, 3)
-    second = rng.uniform(20.0, 235.0, 3)
+    second = np.clip(first + rng.normal(0.0, 35.0, 3), 20.0, 235.0)  # the outline must stay clearer than the texture
     return (first + (second - first) * mix[..., None]).astype(np.float32)
 
 
@@ -232,7 +232,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
     """(H, W, 3) float32: coloured noise, blurred at two scales."""
     canvas = np.empty((height, width, 3), np.float32)
     canvas[:] = rng.uniform(60.0, 195.0, 3)
-    for sigma, strength in ((rng.uniform(2.0, 4.0), rng.uniform(8.0, 20.0)), (rng.uniform(8.0, 16.0), 30.0)):
+    for sigma, strength in ((rng.uniform(2.0, 4.0), rng.uniform(4.0, 10.0)), (rng.uniform(8.0, 16.0), 18.0)):
         noise = cv2.GaussianBlur(rng.normal(size=(height, width, 3)).astype(np.float32), (0, 0), sigma)
         canvas += strength * noise / noise.std()
     return canvas
