@@ -70,7 +70,8 @@ class Trainer(DefaultTrainer):
         refiner = build_refiner(cfg)
         if refiner is None:
             return None
-        return lambda inputs, output: refine_output(output, open_frames(inputs[0]["file_names"]), refiner)
+        threshold = cfg.REFINE.SCORE_THRESHOLD
+        return lambda inputs, output: refine_output(output, open_frames(inputs[0]["file_names"]), refiner, threshold)
 
 
 def build_cfg(args: argparse.Namespace) -> CfgNode:

@@ -121,6 +121,7 @@ class VideoPredictor:
         self._image_format = "RGB" if cfg is None else cfg.INPUT.FORMAT
         self._half = True if cfg is None else cfg.TEST.AMP.ENABLED
         self._refiner = None if cfg is None else build_refiner(cfg)
+        self._refine_threshold = 0.0 if cfg is None else cfg.REFINE.SCORE_THRESHOLD
 
     def __call__(
         self, video: Any, *, progress: Progress | None = None, allow_truncated: bool = False
@@ -187,7 +188,10 @@ class VideoPredictor:
 
     def _refine(self, prediction: VideoPrediction, frames: Sequence, progress: Progress | None) -> VideoPrediction:
         report_frames = None if progress is None else (lambda done: progress("refine", done, len(frames)))
-        tubes, report = refine_tubes(prediction.masks, frames, self._refiner, progress=report_frames)
+        confident = [score >= self._refine_threshold for score in prediction.scores]
+        tubes, report = refine_tubes(
+            prediction.masks, frames, self._refiner, confident=confident, progress=report_frames
+        )
         logger.info("Refinement: %s", report)
         return VideoPrediction(
             tubes, prediction.scores, prediction.labels, prediction.image_size, self.names, prediction.ids

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from lbvq.api import VideoPredictor, load_config
 from lbvq.engine.weight_files import find_weights
+from lbvq.refine import REFINERS
 from lbvq.results import VideoPrediction
 from lbvq.text_embeddings import parse_classes
 from lbvq.video_io import IMAGE_SUFFIXES, VideoFrames, read_video
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='names of the classes, e.g. "cat, skateboard, potted plant"; an open-vocabulary model (OVFormer) finds '
         "exactly these",
     )
+    parser.add_argument("--refine", choices=sorted(REFINERS), help="refine the masks; settings are in REFINE.*")
     parser.add_argument("--score-threshold", type=float, default=0.3, help="keep objects with at least this score")
     parser.add_argument("--fps", type=float, help="frame rate to write (default: that of the input, 10 for images)")
     parser.add_argument("--frame-format", choices=[suffix[1:] for suffix in FRAME_SUFFIXES], default="jpg")
@@ -94,7 +96,8 @@ def build_predictor(args: argparse.Namespace, make: Callable[..., Any] = VideoPr
         args: from the command line.
         make: called as make(cfg, weights=weights), and classes=names where names are given.
     """
-    cfg = load_config(args.config_file, args.opts)
+    refine = getattr(args, "refine", None)
+    cfg = load_config(args.config_file, [*args.opts, *(["REFINE.NAME", refine] if refine else [])])
     weights = args.weights
     is_named = args.config_file in MODELS or "MODEL.WEIGHTS" in args.opts[::2]  # by the user, not by the file
     if weights is None and not is_named and cfg.MODEL.WEIGHTS:
