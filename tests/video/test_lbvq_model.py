@@ -144,7 +144,7 @@ def test_a_video_can_be_encoded_in_pieces_of_exact_length(model):
     assert [(piece.start, piece.frame_queries.shape[1]) for piece in pieces] == [(0, 3), (3, 3), (6, 1)]
     assert {(piece.image_size, piece.padded_size) for piece in pieces} == {((50, 70), (64, 96))}
     assert pieces[0].mask_features.shape == (3, 64, 16, 24)
-    assert pieces[0].backbone_features["res5"].shape == (3, 512, 2, 3)
+    assert pieces[0].backbone_features["res5"].shape == (3, model.backbone.output_shape()["res5"].channels, 2, 3)
 
 
 def test_two_videos_at_once_are_refused(model):
