@@ -30,6 +30,7 @@ def _close_log_files():
             logger.removeHandler(handler)
             handler.close()
         logger.propagate = True
+        logger.setLevel(logging.NOTSET)
 
 
 def test_published_command_line_is_understood():
