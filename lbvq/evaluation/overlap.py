@@ -85,16 +85,16 @@ def _cut_at_columns(
     start: np.ndarray, end: np.ndarray, first: np.ndarray, height: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Cut runs that go on in the next column; returns start, end, column and first, see `TubeRuns`."""
-    column = start // height
-    top = column * height
+    column = (start // height).astype(np.intp)  # it is used as an index only
+    top = (column * height).astype(start.dtype)
     long = np.flatnonzero(end - top > height)
     if len(long) == 0:
         return start, end, column, first
     num_columns = np.ones(len(start), np.int64)
     num_columns[long] = (end[long] - 1) // height - column[long] + 1
     row = np.repeat(np.arange(len(start)), num_columns)
-    column = column[row] + ranges(num_columns).astype(column.dtype)
-    top = column * height
+    column = column[row] + ranges(num_columns)
+    top = (column * height).astype(start.dtype)
     start, end = np.maximum(start[row], top), np.minimum(end[row], top + height)
     return start, end, column, np.concatenate(([0], np.cumsum(num_columns)))[first]
 
@@ -189,13 +189,13 @@ class _ColumnLookup:
         start, end, column = tubes.start[rows], tubes.end[rows], tubes.column[rows]
         total = 0
         for place, (table_start, table_end) in enumerate(self._tables):
-            last = table_end.take(column)
+            shared = table_end.take(column)
             if place > 0:  # few columns have a second run
-                several = np.flatnonzero(last)
-                start, end, column, last = start[several], end[several], column[several], last[several]
-            shared = np.minimum(end, last)
+                several = np.flatnonzero(shared > 0)
+                start, end, column, shared = start[several], end[several], column[several], shared[several]
+            np.minimum(shared, end, out=shared)
             shared -= np.maximum(start, table_start.take(column))
-            total += int(np.maximum(shared, 0, out=shared).sum())
+            total += int(np.maximum(shared, 0, out=shared).sum(dtype=np.int64))
         if self._curve is not None:
             total += round(float((np.interp(end, *self._curve) - np.interp(start, *self._curve)).sum()))
         return total

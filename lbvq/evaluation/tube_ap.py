@@ -23,6 +23,7 @@ from lbvq.evaluation.annotations import Detection, GroundTruth, Track, Video, re
 from lbvq.evaluation.boundary import BoundaryTubes, boundary_iou
 from lbvq.evaluation.mask_file import MaskFile
 from lbvq.evaluation.overlap import TubeRuns, tube_iou
+from lbvq.evaluation.runs import keep_freed_memory
 from lbvq.evaluation.tube_ap_result import TubeApResult
 from lbvq.evaluation.tube_ap_settings import TubeApSettings
 
@@ -84,6 +85,7 @@ class TubeAP:
             predictions: [{"video_id", "category_id", "score", "segmentations": [mask or None per frame]}].
             name: of a list, for messages.
         """
+        keep_freed_memory()
         detections = read_predictions(predictions, self.ground_truth, name)
         source = str(predictions) if isinstance(predictions, (str, Path)) else name
         for detection in detections:
