@@ -6,7 +6,6 @@ on a laptop. Python objects travel over gloo, also when gradients travel over NC
 
 from __future__ import annotations
 
-import functools
 import os
 from typing import Any
 
@@ -55,10 +54,24 @@ def synchronize() -> None:
         dist.barrier()
 
 
-@functools.cache
-def _object_group(_main_group: dist.ProcessGroup) -> dist.ProcessGroup:
-    """Return the gloo group for python objects; made once for each main group (its argument is only the cache key)."""
-    return dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+_objects_over_gloo: dist.ProcessGroup | None = None
+
+
+def leave_group() -> None:
+    """Leave the process group for good. All references go with it: threads that outlive it abort the process."""
+    global _objects_over_gloo
+    _objects_over_gloo = None
+    dist.destroy_process_group()
+
+
+def _object_group() -> dist.ProcessGroup:
+    """Return the gloo group for python objects, which must be asked for the first time by all processes together."""
+    global _objects_over_gloo
+    if dist.get_backend() == "gloo":
+        return dist.group.WORLD
+    if _objects_over_gloo is None:
+        _objects_over_gloo = dist.new_group(backend="gloo")
+    return _objects_over_gloo
 
 
 def all_gather(value: Any) -> list[Any]:
@@ -66,7 +79,7 @@ def all_gather(value: Any) -> list[Any]:
     if get_world_size() == 1:
         return [value]
     values: list[Any] = [None] * get_world_size()
-    dist.all_gather_object(values, value, group=_object_group(dist.group.WORLD))
+    dist.all_gather_object(values, value, group=_object_group())
     return values
 
 
@@ -75,7 +88,7 @@ def gather(value: Any, dst: int = 0) -> list[Any]:
     if get_world_size() == 1:
         return [value]
     values: list[Any] | None = [None] * get_world_size() if get_rank() == dst else None
-    dist.gather_object(value, values, dst=dst, group=_object_group(dist.group.WORLD))
+    dist.gather_object(value, values, dst=dst, group=_object_group())
     return values or []
 
 
@@ -84,7 +97,7 @@ def broadcast(value: Any, src: int = 0) -> Any:
     if get_world_size() == 1:
         return value
     box = [value if get_rank() == src else None]
-    dist.broadcast_object_list(box, src=src, group=_object_group(dist.group.WORLD))
+    dist.broadcast_object_list(box, src=src, group=_object_group())
     return box[0]
 
 
@@ -107,5 +120,5 @@ def any_process(flag: bool) -> bool:
     if get_world_size() == 1:
         return flag
     box = torch.tensor(int(flag))
-    dist.all_reduce(box, op=dist.ReduceOp.MAX, group=_object_group(dist.group.WORLD))
+    dist.all_reduce(box, op=dist.ReduceOp.MAX, group=_object_group())
     return bool(box)

@@ -144,7 +144,7 @@ def _join_group(main_func: Callable[..., Any], args: tuple, timeout: timedelta) 
 def _run_in_group(main_func: Callable[..., Any], args: tuple) -> Any:
     comm.synchronize()
     result = main_func(*args)
-    dist.destroy_process_group()  # not after an exception: it would wait for processes that will never come
+    comm.leave_group()  # not after an exception: it would wait for processes that will never come
     return result
 
 

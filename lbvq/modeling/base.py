@@ -162,9 +162,7 @@ class VideoSegmenter(nn.Module):
         for start, images in self.image_batches(frames, chunk_size):
             yield self.encode_frames(images, start)
 
-    def image_batches(
-        self, frames: Sequence[Tensor], chunk_size: int | None = None
-    ) -> Iterator[tuple[int, ImageList]]:
+    def image_batches(self, frames: Sequence[Tensor], chunk_size: int | None = None) -> Iterator[tuple[int, ImageList]]:
         """Cut a video into batches of frames that are ready for the backbone: (number of the first frame, batch).
 
         Args:

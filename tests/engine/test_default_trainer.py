@@ -19,6 +19,15 @@ from lbvq.engine.evaluate import UnexpectedResultsError
 from lbvq.engine.hooks import EvalHook, IterationTimer, LRScheduler, PeriodicCheckpointer, PeriodicWriter
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """As in the processes that are killed: another number of threads sums in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def run_script(folder, *opts, **environment):
     command = [sys.executable, resumable_run.__file__, str(folder), *opts]
     variables = {**os.environ, **environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -14,7 +14,6 @@ ytvos.py and ytvoseval.py, and is patched for today's numpy), from files to numb
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import subprocess
@@ -32,6 +31,13 @@ RECORDED = {  # CPU seconds, and AP to check
     ("B", "boundary"): (41.0, 0.317458),
 }
 
+GENERATE = """
+import json
+from make_vis_eval_case import build_bench
+for name, content in zip(("gt", "dt"), build_bench(*{size})):
+    with open({target!r} + "/" + name + ".json", "w") as file:
+        json.dump(content, file)
+"""
 MEASURE = """
 import contextlib, io, json, resource, sys
 import numpy as np
@@ -40,7 +46,10 @@ folder, task, published = sys.argv[1:4]
 def usage():
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
-    return seconds, (own.ru_maxrss + children.ru_maxrss) / (1024 if sys.platform != "darwin" else 1 << 20)
+    if sys.platform != "linux":
+        return seconds, own.ru_maxrss / (1024 if sys.platform != "darwin" else 1 << 20)
+    status = open("/proc/self/status").read()  # ru_maxrss of a Linux process begins with the peak of its parent
+    return seconds, int(status.split("VmHWM:")[1].split()[0]) / 1024
 before = usage()
 {evaluate}
 after = usage()
@@ -87,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as temporary:
-        folder = args.folder or Path(temporary)
+        folder = (args.folder or Path(temporary)).resolve()
         print(f"{'case':5s}{'task':10s}{'code':11s}{'CPU s':>8s}{'ratio':>8s}{'MB':>8s}{'files MB':>10s}{'AP':>11s}")
         for case in args.cases:
             files = generate(case, folder)
@@ -115,12 +124,9 @@ def generate(case: str, folder: Path) -> Path:
     """Write gt.json and dt.json of a case, unless they are there."""
     target = folder / case
     if not (target / "dt.json").exists():
-        spec = importlib.util.spec_from_file_location("cases", ROOT / "tests" / "golden" / "make_vis_eval_case.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
         target.mkdir(parents=True, exist_ok=True)
-        for name, content in zip(("gt", "dt"), module.build_bench(*CASES[case]), strict=True):
-            (target / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+        script = GENERATE.format(size=CASES[case], target=str(target))
+        subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT / "tests" / "golden")
     return target
 
 

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mask2former.attention import attend
 from mask2former.layers import MLP
 from mask2former.linear import Linear, linear
 from mask2former.modeling.deform_attn import MSDeformAttn
@@ -297,7 +296,9 @@ def feed_forward(x: Tensor, first: nn.Linear, second: nn.Linear, dropout: nn.Mod
 def attend_among(attention: nn.MultiheadAttention, queries: Tensor, position: Tensor) -> Tensor:
     """Self-attention of queries (B, N, C) with position (N, C) added to what is compared; returns (B, N, C)."""
     placed = (queries + position).transpose(0, 1)
-    return attend(attention, placed, placed, queries.transpose(0, 1)).transpose(0, 1)
+    # PyTorch's own attention: its sums are half as far from the exact ones as oneDNN's, and every mask logit is a
+    # product of what comes out here with pixel coordinates of a hundred and more.
+    return attention(placed, placed, queries.transpose(0, 1), need_weights=False)[0].transpose(0, 1)
 
 
 def cell_centres(layout: Layout) -> Tensor:
