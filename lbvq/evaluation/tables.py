@@ -9,14 +9,19 @@ _COLUMNS = 9
 
 
 def format_results(tables: Mapping[str, Mapping[str, float]]) -> str:
-    """Task -> metric -> percent as text: the summary first, then classes ("AP-<class>") in columns."""
+    """Task -> metric -> percent as text: the summary first, then classes ("AP-<class>") in columns.
+
+    Classes that the data set does not show are left out: vocabularies have more than a thousand.
+    """
     blocks = []
     for task, table in tables.items():
         summary = {name: value for name, value in table.items() if not name.startswith("AP-")}
         classes = {name[3:]: value for name, value in table.items() if name.startswith("AP-")}
+        seen = {name: value for name, value in classes.items() if not math.isnan(value)}
         blocks.append(f"Evaluation results for {task}:\n{_grid(list(summary.items()), _COLUMNS)}")
-        if classes:
-            blocks.append(f"Per-category {task} AP:\n{_grid(list(classes.items()), _COLUMNS - 3)}")
+        if seen:
+            title = f"Per-category {task} AP, {len(seen)} of {len(classes)} categories have ground truth:"
+            blocks.append(f"{title}\n{_grid(list(seen.items()), _COLUMNS - 3)}")
     return "\n".join(blocks)
 
 

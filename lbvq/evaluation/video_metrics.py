@@ -31,7 +31,8 @@ from lbvq.evaluation.tube_ap_settings import OCCLUSION_RANGES, TubeApSettings
 LONG_VIDEO_FRAMES = 36
 VIDEO_METRICS = ("ytvis", "ovis", "hq_ytvis", "lvvis", "burst")
 _REFINED = "segmentations_refined"
-_SPLIT_DATASETS = ("ytvis_2019_val", "ytvis_2021_val")  # data sets with published base and novel categories
+# data sets whose category table says which categories are novel
+_SPLIT_DATASETS = ("ytvis_2019_val", "ytvis_2021_val", "lvvis_val", "burst_val")
 
 
 def metric_settings(metric: str, *, reference: bool = False) -> dict[str, TubeApSettings]:

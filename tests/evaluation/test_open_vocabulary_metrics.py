@@ -12,6 +12,7 @@ from helpers import GOLDEN
 from lbvq.data.categories import category_table
 from lbvq.evaluation.burst import score_burst
 from lbvq.evaluation.lvis import LvisScorer
+from lbvq.evaluation.tables import format_results
 from lbvq.evaluation.video_metrics import VideoScorer
 from lbvq.rle import to_rle
 
@@ -76,6 +77,19 @@ def test_youtube_vis_is_split_into_base_and_novel_by_its_category_names(year, ta
     assert sorted(scorer.groups["b"] + novel) == list(range(1, 41))
     assert {"APb", "APn", "AP"} <= set(scorer.compute().tables["segm"])
     assert "APb" not in VideoScorer("ytvis", ground_truth).compute().tables["segm"]
+
+
+@pytest.mark.parametrize("metric", ["lvvis", "burst"])
+def test_files_that_do_not_say_what_is_novel_are_split_by_the_category_table(metric):
+    table = category_table(metric)
+    categories = [{"id": each["id"], "name": each["name"]} for each in table["categories"]]
+    scorer = VideoScorer(metric, {"videos": [], "categories": categories, "annotations": []})
+    assert scorer.groups["n"] == sorted(table["novel_ids"])
+
+
+def test_classes_that_are_not_in_the_data_are_not_printed():
+    text = format_results({"segm": {"AP": 12.5, "AP-cat": 12.5, "AP-yeti": math.nan}})
+    assert "cat" in text and "yeti" not in text and "1 of 2 categories" in text
 
 
 def test_base_and_novel_of_unknown_categories_is_refused():
