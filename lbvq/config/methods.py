@@ -31,7 +31,7 @@ JOINT_TRAINING: dict[str, Any] = {
     },
     "INPUT": {
         "PSEUDO": {  # clips made from single images
-            "AUGMENTATIONS": ["rotation"],  # as INPUT.AUGMENTATIONS, drawn per frame
+            "AUGMENTATIONS": ["rotation"],  # as INPUT.AUGMENTATIONS
             "MIN_SIZE_TRAIN": (480, 512, 544, 576, 608, 640, 672, 704, 736, 768),  # short sides to draw from
             "MAX_SIZE_TRAIN": 768,  # limit of the long side
             "MIN_SIZE_TRAIN_SAMPLING": "choice_by_clip",  # as INPUT.MIN_SIZE_TRAIN_SAMPLING
