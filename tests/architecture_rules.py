@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "lbvq.rle": (),
     "lbvq.tubes": ("lbvq.rle",),
     "lbvq.engine": BOTTOM,
-    "lbvq.refine": BOTTOM,
+    "lbvq.refine": ("mask2former.linear", *BOTTOM),
     "lbvq.visualize": BOTTOM,
     "lbvq.video_io": (*BOTTOM, "lbvq.video_container", "lbvq.video_writer"),
     "lbvq.video_container": BOTTOM,

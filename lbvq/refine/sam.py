@@ -1,8 +1,8 @@
 """SAM and HQ-SAM as refiners, on the packages of their authors (`pip install "lbvq[sam]"`).
 
 Kirillov et al., "Segment Anything", ICCV 2023 (package segment-anything); Ke et al., "Segment Anything in High
-Quality", NeurIPS 2023 (package segment-anything-hq). Both read the published `.pth` files, and both are driven through
-their `SamPredictor`, which keeps the embedding of one frame for all prompts.
+Quality", NeurIPS 2023 (package segment-anything-hq). Both read the published `.pth` files. The frame goes through their
+`SamPredictor`, the prompts through `FrameDecoder`, which is faster.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import PromptRefiner, Prompts
+from .sam_decoder import FrameDecoder, can_decode
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class SamRefiner(PromptRefiner):
         super().__init__(**options)
         self.predictor = predictor
         self.autocast_dtype = autocast_dtype
+        self._decoder: FrameDecoder | None = None
 
     def set_frame(self, frame: np.ndarray) -> None:
         with torch.inference_mode(), self._autocast():
@@ -59,21 +61,37 @@ class SamRefiner(PromptRefiner):
     def predict(self, prompts: Prompts) -> np.ndarray:
         predictor, size_hw = self.predictor, self.predictor.original_size
         boxes = predictor.transform.apply_boxes(prompts.boxes_xyxy, size_hw)  # (M, 4) of the encoder's frame
-        points = labels = masks = None
+        points = masks = None
         if prompts.points_xy is not None:
-            points = self._tensor(predictor.transform.apply_coords(prompts.points_xy, size_hw))[:, None]  # (M, 1, 2)
+            coordinates = predictor.transform.apply_coords(prompts.points_xy, size_hw)
             labels = torch.ones(len(prompts), 1, dtype=torch.int, device=predictor.device)
+            points = (self._tensor(coordinates)[:, None], labels)  # (M, 1, 2), (M, 1)
         if prompts.masks is not None:
             masks = self._mask_prompts(prompts.masks)
         with torch.inference_mode(), self._autocast():
-            answers, _, _ = predictor.predict_torch(
-                point_coords=points,
-                point_labels=labels,
-                boxes=self._tensor(boxes),
-                mask_input=masks,
-                multimask_output=False,
-            )
-        return answers[:, 0].cpu().numpy()
+            return self._decode(points, self._tensor(boxes), masks)[:, 0].cpu().numpy()
+
+    def _decode(self, points: tuple[Tensor, Tensor] | None, boxes: Tensor, masks: Tensor | None) -> Tensor:
+        """Prompts in the encoder's frame -> (M, 1, H, W) bool."""
+        predictor, model = self.predictor, self.predictor.model
+        if not can_decode(model.mask_decoder):
+            coordinates, labels = points or (None, None)
+            return predictor.predict_torch(coordinates, labels, boxes, masks, multimask_output=False)[0]
+        sizes = (predictor.input_size, predictor.original_size)
+        return torch.cat(
+            [
+                model.postprocess_masks(logits, *sizes) > model.mask_threshold
+                for logits in self._frame_decoder().portions(points, boxes, masks)
+            ]
+        )
+
+    def _frame_decoder(self) -> FrameDecoder:
+        """The decoder of the frame that the predictor holds now."""
+        predictor = self.predictor
+        if self._decoder is None or self._decoder.embedding is not predictor.features:
+            early_features = getattr(predictor, "interm_features", [None])[0]
+            self._decoder = FrameDecoder(predictor.model, predictor.features, early_features)
+        return self._decoder
 
     def _mask_prompts(self, masks: np.ndarray) -> Tensor:
         """(M, H, W) bool -> (M, 1, s, s) logits, s = 256 for the published models, padded like the encoder's frame."""

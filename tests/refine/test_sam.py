@@ -10,6 +10,7 @@ import segment_anything_hq
 import torch
 from sam_models import small_sam
 
+from lbvq.refine import Prompts
 from lbvq.refine.sam import SamRefiner, build_sam_refiner, load_sam_weights
 
 PACKAGES = {"sam": segment_anything, "hq_sam": segment_anything_hq}
@@ -59,6 +60,34 @@ def test_answers_equal_the_published_procedure_mask_by_mask(predictor):
     overlap = ((published & masks).sum((1, 2)) + 1e-6) / (union + 1e-6)
     assert ours.ious == pytest.approx(overlap, rel=1e-12)
     assert 0.05 < published[0].mean() < 0.95  # the random model says something about the frame
+
+
+def test_nothing_of_a_frame_is_left_in_the_answers_for_the_next(predictor):
+    refiner = SamRefiner(predictor, iou_threshold=-1.0)
+    frames = [make_frame(seed) for seed in (5, 6)]
+    masks = make_masks(frames[0])[:2]
+    ours = [refiner.refine(frame, masks) for frame in frames]
+    for frame, answer in zip(frames, ours, strict=True):
+        with torch.no_grad():
+            predictor.set_image(frame)
+            assert (answer == np.stack([published_answer(predictor, mask) for mask in masks])).all()
+    assert (ours[0] != ours[1]).any()
+
+
+def test_a_decoder_of_an_unknown_class_answers_itself():
+    class Inverted(segment_anything.modeling.MaskDecoder):
+        def forward(self, *args, **kwargs):
+            masks, scores = super().forward(*args, **kwargs)
+            return -masks, scores
+
+    predictor = segment_anything.SamPredictor(small_sam(segment_anything))
+    predictor.model.mask_decoder.__class__ = Inverted
+    refiner = SamRefiner(predictor, iou_threshold=-1.0, prompt="box_point")
+    refiner.set_frame(make_frame())
+    prompts = Prompts(np.array([[10.0, 10, 60, 50]]), np.array([[30.0, 30]]))
+    inverted = refiner.predict(prompts)
+    predictor.model.mask_decoder.__class__ = segment_anything.modeling.MaskDecoder
+    assert (inverted == ~refiner.predict(prompts)).all()
 
 
 def test_acceptance_follows_the_published_threshold(predictor):
