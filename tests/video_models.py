@@ -51,6 +51,7 @@ def small_cfg(method: str = "lbvq", **changes: Any) -> Any:
         "MODEL__SEM_SEG_HEAD__TRANSFORMER_ENC_LAYERS": 1,
         "MODEL__MASK_FORMER__TRAIN_NUM_POINTS": 112,
         "MODEL__SEM_SEG_HEAD__NUM_CLASSES": 13,
+        "INPUT__SAMPLING_FRAME_NUM": 5 if method == "genvis" else 3,
     }
     config_file = {"lbvq": "lbvq_R18_tiny", "vita": "vita_R18_tiny", "genvis": "genvis_R18_tiny_online"}[method]
     return load_cfg(f"synthetic/{config_file}.yaml", **{**tiny, **changes})

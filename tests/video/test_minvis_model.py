@@ -265,7 +265,7 @@ def test_matching_can_be_switched_on_for_a_method_with_a_clip_module():
     same(predict(lbvq), predict(minvis))
     assert isinstance(online_form(lbvq), MatchedFrames)
     lbvq.train()
-    assert "loss_lbvq_ce" in lbvq([clip(3, A, B)])  # training is the method's own
+    assert "loss_lbvq_ce" in lbvq([clip(cfg.INPUT.SAMPLING_FRAME_NUM, A, B)])  # training is the method's own
 
 
 def test_matching_keeps_the_form_of_results_on_image_data_sets():
