@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 import torch
 
-from lbvq.predict import BAD_INPUT, UNTRAINED_OBJECTS, build_predictor
+from lbvq.predict import BAD_INPUT, UNTRAINED_OBJECTS, add_model_arguments, build_predictor
 from lbvq.results import FramePrediction
 from lbvq.stream import StreamPredictor
 from lbvq.video_io import read_video
@@ -38,8 +38,7 @@ logger = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command line of `run`."""
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML file, or a name of the model zoo")
-    parser.add_argument("--weights", metavar="FILE", help="trained weights (default: MODEL.WEIGHTS)")
+    add_model_arguments(parser)
     parser.add_argument(
         "--input",
         default="0",

@@ -32,10 +32,15 @@ MAX_FRAME_RATE = 1000.0  # of what is written; files with broken clocks claim mo
 logger = logging.getLogger(__name__)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command line of `run`."""
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what says which model is run; the live demo has the same."""
     parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML file, or a name of the model zoo")
     parser.add_argument("--weights", metavar="FILE", help="trained weights (default: MODEL.WEIGHTS)")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command line of `run`."""
+    add_model_arguments(parser)
     parser.add_argument(
         "--input",
         nargs="+",

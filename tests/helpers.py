@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import runpy
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 CONFIGS = ROOT / "configs"
+
+
+def run_tool(tool: str, *arguments: Any) -> int:
+    """Exit code of tools/<tool>.py."""
+    return runpy.run_path(str(ROOT / "tools" / f"{tool}.py"))["main"]([str(argument) for argument in arguments])
+
+
+def write_evaluation_case(folder: Path) -> Path:
+    """Write the recorded ground truth and results of tube AP as gt.json and dt.json; returns `folder`."""
+    content = json.loads(gzip.decompress((GOLDEN / "vis_eval_case.json.gz").read_bytes()))
+    for name in ("gt", "dt"):
+        (folder / f"{name}.json").write_text(json.dumps(content[name]))
+    return folder

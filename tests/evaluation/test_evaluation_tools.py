@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import math
-import runpy
 
 import cv2
 import numpy as np
 import pytest
-from helpers import GOLDEN, ROOT
+from helpers import GOLDEN, run_tool, write_evaluation_case
 from plain_tube_ap import as_files, random_case
 
 from lbvq import rle
@@ -24,18 +22,9 @@ from lbvq.evaluation.tube_ap_settings import TubeApSettings
 from lbvq.evaluation.video_metrics import VideoScorer
 
 
-def run(tool, *arguments):
-    """Exit code of tools/<tool>.py."""
-    return runpy.run_path(str(ROOT / "tools" / f"{tool}.py"))["main"]([str(argument) for argument in arguments])
-
-
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("case")
-    content = json.loads(gzip.decompress((GOLDEN / "vis_eval_case.json.gz").read_bytes()))
-    for name, part in (("gt", content["gt"]), ("dt", content["dt"])):
-        (folder / f"{name}.json").write_text(json.dumps(part))
-    return folder
+    return write_evaluation_case(tmp_path_factory.mktemp("case"))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +49,7 @@ def test_eval_json_prints_and_writes_the_recorded_numbers(
     metric, options, golden, task, case, summaries, tmp_path, capsys
 ):
     files = (case / "dt.json", "--gt", case / "gt.json")
-    assert run("eval_json", *files, "--metric", metric, "--json", tmp_path / "out.json", *options) == 0
+    assert run_tool("eval_json", *files, "--metric", metric, "--json", tmp_path / "out.json", *options) == 0
     numbers = json.loads((tmp_path / "out.json").read_text())[task]
     recorded = summaries[golden]["stats"]
     assert list(numbers.values())[: len(recorded)] == pytest.approx([100 * value for value in recorded], abs=1e-10)
@@ -77,7 +66,7 @@ def test_eval_json_scores_lvvis_burst_and_lvis(tmp_path, capsys):
         ("lvis", "lvis_eval_gt", "lvis_eval_results", "38.609"),
     ):
         files = (golden / f"{results}.json.gz", "--gt", golden / f"{truth}.json.gz", "--metric", metric)
-        assert run("eval_json", *files, *(("--reference",) if metric == "lvvis" else ())) == 0
+        assert run_tool("eval_json", *files, *(("--reference",) if metric == "lvvis" else ())) == 0
         printed = capsys.readouterr().out
         assert expected is None or expected in printed
 
@@ -85,9 +74,9 @@ def test_eval_json_scores_lvvis_burst_and_lvis(tmp_path, capsys):
 def test_eval_json_tells_what_is_wrong_and_fails(case, tmp_path, capsys):
     truth = json.loads((case / "gt.json").read_text())
     (tmp_path / "closed.json").write_text(json.dumps({**truth, "annotations": None}))
-    assert run("eval_json", case / "dt.json", "--gt", tmp_path / "closed.json", "--metric", "ytvis") == 2
+    assert run_tool("eval_json", case / "dt.json", "--gt", tmp_path / "closed.json", "--metric", "ytvis") == 2
     assert "closed.json has no annotations to score with" in capsys.readouterr().err
-    assert run("eval_json", tmp_path / "none.json", "--gt", case / "gt.json", "--metric", "ytvis") == 2
+    assert run_tool("eval_json", tmp_path / "none.json", "--gt", case / "gt.json", "--metric", "ytvis") == 2
     assert "none.json" in capsys.readouterr().err
 
 
@@ -109,7 +98,7 @@ def test_base_and_novel_and_long_videos_are_reported_when_asked_for(tmp_path):
     )
     (tmp_path / "dt.json").write_text(json.dumps(results))
     options = ("--metric", "ytvis", "--base-novel", "--long-videos", "--json", tmp_path / "out.json")
-    assert run("eval_json", tmp_path / "dt.json", "--gt", tmp_path / "gt.json", *options) == 0
+    assert run_tool("eval_json", tmp_path / "dt.json", "--gt", tmp_path / "gt.json", *options) == 0
     table = json.loads((tmp_path / "out.json").read_text())["segm"]
     assert (table["APn"], table["APb"]) == (pytest.approx(50), 0)  # 6 sedan is novel, 12 rabbit is base
     assert (table["AP_short"], table["AP_long"]) == (pytest.approx(100), 0)
@@ -143,7 +132,7 @@ def test_the_report_holds_every_table_and_draws_the_worst_tubes(case, tmp_path, 
             path.parent.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(path), np.full((video["height"], video["width"], 3), 128, np.uint8))
     options = ("--metric", "ovis", "--report", tmp_path / "report", "--frames", tmp_path / "frames")
-    assert run("eval_json", case / "dt.json", "--gt", case / "gt.json", *options) == 0
+    assert run_tool("eval_json", case / "dt.json", "--gt", case / "gt.json", *options) == 0
     folder = tmp_path / "report"
     assert "Report written to" in capsys.readouterr().out
     summary = json.loads((folder / "summary.json").read_text())

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import runpy
 import shutil
 import zipfile
 
 import numpy as np
 import pytest
-from helpers import GOLDEN, ROOT
+from helpers import run_tool, write_evaluation_case
 
 from lbvq import rle
 from lbvq.evaluation.mask_file import read_mask_file, write_mask_file
@@ -18,18 +16,9 @@ from lbvq.evaluation.splits import part_of, split_videos
 from lbvq.evaluation.submission import SERVERS, check_submission
 
 
-def run(tool, *arguments):
-    """Exit code of tools/<tool>.py."""
-    return runpy.run_path(str(ROOT / "tools" / f"{tool}.py"))["main"]([str(argument) for argument in arguments])
-
-
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("case")
-    content = json.loads(gzip.decompress((GOLDEN / "vis_eval_case.json.gz").read_bytes()))
-    for name, part in (("gt", content["gt"]), ("dt", content["dt"])):
-        (folder / f"{name}.json").write_text(json.dumps(part))
-    return folder
+    return write_evaluation_case(tmp_path_factory.mktemp("case"))
 
 
 # ---- make_split
@@ -59,7 +48,7 @@ def test_a_share_must_leave_videos_on_both_sides(share, case):
 
 def test_make_split_writes_two_files_that_lose_nothing(case, tmp_path, capsys):
     arguments = (case / "gt.json", "--output", tmp_path / "splits", "--share", 0.25)
-    assert run("make_split", *arguments) == 0
+    assert run_tool("make_split", *arguments) == 0
     assert "cat7" in capsys.readouterr().out
     whole = json.loads((case / "gt.json").read_text())
     parts = [json.loads(path.read_text()) for path in sorted((tmp_path / "splits").iterdir())]
@@ -73,15 +62,15 @@ def test_make_split_writes_two_files_that_lose_nothing(case, tmp_path, capsys):
         }
         own = {video["id"] for video in part["videos"]}
         assert all(entry["video_id"] in own for entry in part["annotations"])
-    assert run("make_split", *arguments) == 2
+    assert run_tool("make_split", *arguments) == 2
     assert "exist already" in capsys.readouterr().err
-    assert run("make_split", *arguments, "--overwrite") == 0
+    assert run_tool("make_split", *arguments, "--overwrite") == 0
 
 
 def test_files_without_annotations_cannot_be_split(case, tmp_path, capsys):
     truth = json.loads((case / "gt.json").read_text())
     (tmp_path / "valid.json").write_text(json.dumps({**truth, "annotations": []}))
-    assert run("make_split", tmp_path / "valid.json", "--output", tmp_path) == 2
+    assert run_tool("make_split", tmp_path / "valid.json", "--output", tmp_path) == 2
     assert "has no annotations; split a training file" in capsys.readouterr().err
 
 
@@ -107,13 +96,13 @@ def test_written_mask_files_are_what_was_read(text, tmp_path):
 def test_a_right_submission_is_packed_as_the_servers_want_it(case, tmp_path, capsys):
     archive = tmp_path / "submission.zip"
     options = ("--gt", case / "gt.json", "--server", "ytvis")
-    assert run("check_submission", case / "dt.json", *options, "--zip", archive) == 0
+    assert run_tool("check_submission", case / "dt.json", *options, "--zip", archive) == 0
     assert "364 predictions, no fault found" in capsys.readouterr().out
     with zipfile.ZipFile(archive) as content:
         assert content.namelist() == ["results.json"]
         assert content.read("results.json") == (case / "dt.json").read_bytes()
-    assert run("check_submission", archive, *options) == 0
-    assert run("check_submission", case / "dt.json", *options, "--zip", archive) == 2
+    assert run_tool("check_submission", archive, *options) == 0
+    assert run_tool("check_submission", case / "dt.json", *options, "--zip", archive) == 2
     assert "exists already" in capsys.readouterr().err
 
 
@@ -144,7 +133,7 @@ def test_faults_are_named_and_nothing_is_packed(change, message, case, tmp_path,
         del results[1]["score"]
     (tmp_path / "r.json").write_text(json.dumps(results))
     options = ("--gt", case / "gt.json", "--server", "ytvis", "--zip", tmp_path / "s.zip")
-    assert run("check_submission", tmp_path / "r.json", *options) == 1
+    assert run_tool("check_submission", tmp_path / "r.json", *options) == 1
     assert not (tmp_path / "s.zip").exists()
     assert "so nothing was packed" in capsys.readouterr().out
     faults = check_submission(tmp_path / "r.json", case / "gt.json", "ytvis").faults
