@@ -31,7 +31,7 @@ from lbvq.engine.launch import launch
 from lbvq.engine.setup import default_argument_parser, default_setup
 from lbvq.engine.slurm import submit
 from lbvq.evaluation import build_evaluator
-from lbvq.frames import open_frames
+from lbvq.inference.frames import open_frames
 from lbvq.refine import build_refiner, refine_output
 from mask2former.registry import build_model
 

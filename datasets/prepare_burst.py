@@ -18,7 +18,7 @@ from typing import Any
 
 from lbvq.data.annotation_files import list_of, need, read_annotation_file
 from lbvq.data.catalog import dataset_root
-from lbvq.rle import area, to_bbox, validate_rle
+from lbvq.masks.rle import area, to_bbox, validate_rle
 
 Content = dict[str, Any]
 

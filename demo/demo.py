@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lbvq.predict import add_arguments, run
+from lbvq.cli.predict import add_arguments, run
 
 
 def main() -> int:

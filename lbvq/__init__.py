@@ -8,17 +8,21 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from lbvq.moved import install_moved_modules
+
 __version__ = "0.1.0"
+
+install_moved_modules()
 
 _HOME = {  # public name: module that defines it
     "CfgNode": "lbvq.config",
-    "StreamPredictor": "lbvq.stream",
-    "VideoPrediction": "lbvq.results",
-    "VideoPredictor": "lbvq.api",
+    "StreamPredictor": "lbvq.inference.stream",
+    "VideoPrediction": "lbvq.inference.results",
+    "VideoPredictor": "lbvq.inference.predictor",
     "add_lbvq_config": "lbvq.config",
-    "build_model": "lbvq.api",
+    "build_model": "lbvq.inference.predictor",
     "get_cfg": "lbvq.config",
-    "load_model": "lbvq.api",
+    "load_model": "lbvq.inference.predictor",
     "load_weights": "lbvq.engine.checkpoint",
 }
 

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def predict(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
     """Segment videos; write drawn videos, frames or results."""
-    from lbvq.predict import add_arguments, run  # imported here: the other commands need no network
+    from lbvq.cli.predict import add_arguments, run  # imported here: the other commands need no network
 
     add_arguments(parser)
     return run(parser.parse_args(arguments))

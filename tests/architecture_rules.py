@@ -13,11 +13,12 @@ from pathlib import Path
 
 MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 70
+MAX_ROOT_MODULES = 6
 PACKAGES = ("mask2former", "lbvq")
 SCRIPT_FOLDERS = ("demo", "tools", "datasets")
 
-# Bottom-level modules of lbvq, usable by every part of it.
-BOTTOM = ("lbvq.rle", "lbvq.tubes")
+# The ground floor of lbvq, usable by every part of it.
+BOTTOM = ("lbvq.masks",)
 
 # Part of a package -> first-party names it may import besides its own; the longest matching part counts.
 # Modules of lbvq that no line names sit on top: they may import everything, and nothing below may import them.
@@ -26,23 +27,36 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "mask2former.config": (),
     "mask2former.modeling": (),  # and the building blocks, see _building_blocks
     "lbvq": PACKAGES,
-    "lbvq.rle": (),
-    "lbvq.tubes": ("lbvq.rle",),
+    "lbvq.masks": (),
     "lbvq.engine": BOTTOM,
     "lbvq.refine": ("mask2former.linear", *BOTTOM),
-    "lbvq.visualize": BOTTOM,
-    "lbvq.video_io": (*BOTTOM, "lbvq.video_container", "lbvq.video_writer"),
-    "lbvq.video_container": BOTTOM,
-    "lbvq.video_writer": BOTTOM,
-    "lbvq.results": BOTTOM,
+    "lbvq.video": BOTTOM,
+    "lbvq.inference": (
+        "mask2former",
+        "lbvq.config",
+        "lbvq.data",
+        "lbvq.engine",
+        "lbvq.modeling",
+        "lbvq.refine",
+        "lbvq.video",
+        "lbvq.zoo",
+        *BOTTOM,
+    ),
+    "lbvq.inference.results": BOTTOM,
     "lbvq.config": ("mask2former.config",),
     "lbvq.data": ("mask2former.structures", "lbvq.engine.comm", *BOTTOM),
-    "lbvq.evaluation": ("lbvq.data.catalog", "lbvq.data.categories", "lbvq.engine.comm", "lbvq.results", *BOTTOM),
+    "lbvq.evaluation": (
+        "lbvq.data.catalog",
+        "lbvq.data.categories",
+        "lbvq.engine.comm",
+        "lbvq.inference.results",
+        *BOTTOM,
+    ),
     "lbvq.modeling": ("mask2former", *BOTTOM),
 }
 
 # Method -> methods it builds on; everything else two methods share belongs into a shared module.
-PARENTS: dict[str, tuple[str, ...]] = {"genvis": ("vita",), "visage": ("minvis",)}
+PARENTS: dict[str, tuple[str, ...]] = {"genvis": ("vita",)}
 
 # Only these parts of fvcore import cleanly; the rest pulls in deprecated torch features.
 FVCORE_PARTS = ("config", "registry", "timer", "history_buffer", "param_scheduler", "file_io")
@@ -124,6 +138,54 @@ def wrong_directions(root: Path) -> list[str]:
     return found
 
 
+def import_circles(root: Path) -> list[str]:
+    """Files that import each other, directly or not; imports inside functions count, those of types do not."""
+    trees = {module_name(root, path): (path, tree) for path, tree in sources(root, with_tests=False)}
+    arrows = {module: _imported_modules(root, path, tree, set(trees)) for module, (path, tree) in trees.items()}
+    found, done = [], set()
+    for start in sorted(arrows):
+        circle = _way_back(start, arrows, done)
+        if circle:
+            found.append(f"{' -> '.join(circle)}; move what both need into a module below them")
+        done.add(start)
+    return found
+
+
+def _imported_modules(root: Path, path: Path, tree: ast.Module, modules: set[str]) -> set[str]:
+    """Modules of the project a file imports; a package stands for its `__init__.py`."""
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        for inner in ast.walk(node)
+    }
+    code = ast.Module([node for node in ast.walk(tree) if isinstance(node, ast.stmt) and id(node) not in for_types], [])
+    names = {name for node in code.body for _, name in imports(root, path, ast.Module([node], []))}
+    found = {name if name in modules else name.rpartition(".")[0] for name in names} & modules
+    return found - {module_name(root, path)}
+
+
+def _way_back(start: str, arrows: dict[str, set[str]], done: set[str]) -> tuple[str, ...]:
+    """A shortest way from a module to itself that avoids those in `done`; () when there is none."""
+    ways = [[start]]
+    seen: set[str] = set()
+    for way in ways:
+        for target in sorted(arrows[way[-1]] - done - seen):
+            if target == start:
+                return (*way, start)
+            seen.add(target)
+            ways.append([*way, target])
+    return ()
+
+
+def crowded_root(root: Path) -> list[str]:
+    """At most `MAX_ROOT_MODULES` modules stand in the root of lbvq; the others have a room."""
+    modules = sorted(path.stem for path in (root / "lbvq").glob("*.py"))
+    if len(modules) <= MAX_ROOT_MODULES:
+        return []
+    return [f"lbvq/ holds {len(modules)} modules, at most {MAX_ROOT_MODULES}: {', '.join(modules)}; use a folder"]
+
+
 def _building_blocks(root: Path) -> list[str]:
     """Modules of mask2former below its networks and its configuration."""
     stems = {path.stem for path in (root / "mask2former").glob("*.py")} - {"__init__", "config"}
@@ -143,17 +205,20 @@ def imported_scripts(root: Path) -> list[str]:
 
 def entangled_methods(root: Path) -> list[str]:
     folder = root / "lbvq" / "modeling"
-    methods = {path.relative_to(folder).parts[0].removesuffix(".py") for path in _registering_files(folder)}
+    methods = {
+        ".".join(path.relative_to(folder).with_suffix("").parts).removesuffix(".model")
+        for path in _registering_files(folder)
+    }
 
     def method_of(name: str) -> str | None:
-        """`vita`, `vita_parts` and `vita.layers` belong to vita; None is a shared module."""
-        stem = name.split(".")[0]
-        return max((each for each in methods if stem == each or stem.startswith(f"{each}_")), key=len, default=None)
+        """`vita` and `vita_parts` belong to vita, all of `vmt` to vmt; None is a shared module."""
+        mine = (each for each in methods if is_inside(name, (each,)) or name.startswith(f"{each}_"))
+        return max(mine, key=len, default=None)
 
     found = []
     for path, tree in sources(root, with_tests=False):
         module = module_name(root, path)
-        if not module.startswith("lbvq.modeling."):
+        if not module.startswith("lbvq.modeling.") or path.name == "__init__.py":
             continue
         mine = method_of(module.removeprefix("lbvq.modeling."))
         for line, name in imports(root, path, tree):

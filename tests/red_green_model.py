@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lbvq.tubes import MaskTubes
+from lbvq.masks.tubes import MaskTubes
 from mask2former.registry import META_ARCH_REGISTRY
 
 

@@ -24,6 +24,14 @@ def test_imports_point_downward_only():
     assert_none(rules.wrong_directions(ROOT))
 
 
+def test_no_files_import_each_other_in_a_circle():
+    assert_none(rules.import_circles(ROOT))
+
+
+def test_the_root_of_the_package_holds_at_most_six_modules():
+    assert_none(rules.crowded_root(ROOT))
+
+
 def test_nothing_imports_a_script():
     assert_none(rules.imported_scripts(ROOT))
 
@@ -130,9 +138,24 @@ BROKEN: list[tuple[Callable[[Path], list[str]], dict[str, str], str]] = [
         {"lbvq/evaluation/x.py": "from lbvq.data.builtin import y"},
         "imports lbvq.data.builtin.y",
     ),
-    (rules.wrong_directions, {"lbvq/tubes.py": "from lbvq.results import y"}, "imports lbvq.results.y"),
-    (rules.wrong_directions, {"lbvq/rle.py": "from lbvq.tubes import y"}, "imports lbvq.tubes.y"),
-    (rules.wrong_directions, {"lbvq/results.py": "from lbvq.api import y"}, "imports lbvq.api.y"),
+    (rules.wrong_directions, {"lbvq/masks/tubes.py": "from lbvq.video.draw import y"}, "imports lbvq.video.draw.y"),
+    (rules.wrong_directions, {"lbvq/video/draw.py": "from lbvq.inference import y"}, "imports lbvq.inference.y"),
+    (
+        rules.wrong_directions,
+        {"lbvq/inference/results.py": "from lbvq.inference.stream import y"},
+        "imports lbvq.inference.stream.y",
+    ),
+    (rules.wrong_directions, {"lbvq/inference/stream.py": "from lbvq.cli import y"}, "imports lbvq.cli.y"),
+    (
+        rules.import_circles,
+        {
+            "lbvq/a.py": "from lbvq.b import x",
+            "lbvq/b.py": "def f():\n    from . import c",
+            "lbvq/c.py": "import lbvq.a",
+        },
+        "lbvq.a -> lbvq.b -> lbvq.c -> lbvq.a;",
+    ),
+    (rules.crowded_root, {f"lbvq/m{n}.py": "" for n in range(7)}, "lbvq/ holds 7 modules, at most 6"),
     (rules.wrong_directions, {"lbvq/modeling/x.py": "from lbvq import *"}, "imports lbvq.*"),
     (rules.imported_scripts, {"lbvq/api.py": "from tools.convert import f"}, "imports the script tools.convert.f"),
     (rules.imported_scripts, {"train_net.py": "", "lbvq/api.py": "import train_net"}, "imports the script train_net"),
@@ -156,6 +179,11 @@ BROKEN: list[tuple[Callable[[Path], list[str]], dict[str, str], str]] = [
         rules.entangled_methods,
         {"lbvq/modeling/vmt/model.py": REGISTERED, "lbvq/modeling/vita.py": f"from .vmt.heads import x\n{REGISTERED}"},
         "the method vita imports the method vmt",
+    ),
+    (
+        rules.entangled_methods,
+        {"lbvq/modeling/online/a.py": REGISTERED, "lbvq/modeling/online/b.py": f"from .a import x\n{REGISTERED}"},
+        "the method online.b imports the method online.a",
     ),
     (
         rules.entangled_methods,
@@ -213,11 +241,20 @@ KEPT: list[tuple[Callable[[Path], list[str]], dict[str, str]]] = [
     (rules.wrong_directions, {"mask2former/registry.py": "from .structures import x", "mask2former/structures.py": ""}),
     (
         rules.wrong_directions,
-        {"lbvq/engine/x.py": "import torch\nfrom . import comm\nfrom lbvq import rle\nfrom ..tubes import y"},
+        {"lbvq/engine/x.py": "import torch\nfrom . import comm\nfrom lbvq.masks import rle\nfrom ..masks import tubes"},
     ),
     (rules.wrong_directions, {"lbvq/data/x.py": "from mask2former.structures import y\nfrom lbvq.engine import comm"}),
-    (rules.wrong_directions, {"lbvq/modeling/x.py": "import mask2former\nfrom lbvq.tubes import y"}),
-    (rules.wrong_directions, {"lbvq/api.py": "from lbvq.engine import x\nfrom lbvq.modeling import y"}),
+    (rules.wrong_directions, {"lbvq/modeling/x.py": "import mask2former\nfrom lbvq.masks.tubes import y"}),
+    (rules.wrong_directions, {"lbvq/cli/x.py": "from lbvq.engine import x\nfrom lbvq.inference import y"}),
+    (
+        rules.import_circles,
+        {
+            "lbvq/__init__.py": "",
+            "lbvq/a.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from lbvq.b import x",
+            "lbvq/b.py": "from lbvq import a",
+        },
+    ),
+    (rules.crowded_root, {f"lbvq/m{n}.py": "" for n in range(6)}),
     (rules.imported_scripts, {"tools/demo.py": "from lbvq import demo\nfrom lbvq.tools import x"}),
     (
         rules.entangled_methods,

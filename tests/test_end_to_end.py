@@ -16,7 +16,7 @@ from helpers import CONFIGS, ROOT
 
 from lbvq.data.synthetic import write_dataset
 from lbvq.engine.launch import find_free_port
-from lbvq.video_io import read_video
+from lbvq.video.reader import read_video
 
 TINY = [  # a network that learns something in seconds
     *("MODEL.RESNETS.DEPTH", "18", "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", "1"),

@@ -6,7 +6,7 @@ import open_clip
 import torch
 from open_clip.transform import image_transform
 
-from lbvq.modeling.clip_towers import ClipTowers
+from lbvq.modeling.ovformer.towers import ClipTowers
 
 WIDTH = 32  # of the joint space
 

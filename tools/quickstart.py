@@ -28,9 +28,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from lbvq.results import VideoPrediction
-from lbvq.video_writer import write_video
-from lbvq.visualize import contact_sheet, draw_video
+from lbvq.inference.results import VideoPrediction
+from lbvq.video.draw import contact_sheet, draw_video
+from lbvq.video.writer import write_video
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "synthetic" / "lbvq_R18_tiny.yaml"

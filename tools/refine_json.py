@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from lbvq.config import get_cfg
 from lbvq.refine import build_refiner, refine_results
-from lbvq.video_io import VideoFrames, read_video
+from lbvq.video.reader import VideoFrames, read_video
 
 
 def parse_args() -> argparse.Namespace:

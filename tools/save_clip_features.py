@@ -24,9 +24,9 @@ from tqdm import tqdm
 from lbvq.data.builtin import DatasetCatalog, MetadataCatalog
 from lbvq.data.catalog import dataset_root
 from lbvq.data.frames import read_image
-from lbvq.modeling.clip_towers import IMAGES_AT_ONCE, ClipTowers
-from lbvq.modeling.image_features import ROOT_IN_KEYS
-from lbvq.text_embeddings import PROMPT_SETS, embed_names, parse_classes, save_npy, towers_name
+from lbvq.inference.vocabulary import PROMPT_SETS, embed_names, parse_classes, save_npy, towers_name
+from lbvq.modeling.ovformer.image_features import ROOT_IN_KEYS
+from lbvq.modeling.ovformer.towers import IMAGES_AT_ONCE, ClipTowers
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from lbvq.config import get_cfg
 from lbvq.data import MetadataCatalog, build_train_loader
 from lbvq.data.clip_mapper import VideoClipMapper
 from lbvq.data.pseudo_mapper import PseudoClipMapper
-from lbvq.visualize import contact_sheet, draw_objects
+from lbvq.video.draw import contact_sheet, draw_objects
 
 SMALLEST_WIDTH = 480  # pixels of a drawn frame
 

@@ -206,7 +206,7 @@ OVFORMER: dict[str, Any] = {
             "CLIP_TRAIN_IMAGE_PATH": "",  # (ours) the same for training
             "CLIP_MODEL": "ViT-B-32-quickgelu",  # (ours) name in open_clip, for what is computed
             "CLIP_WEIGHTS": "openai",  # (ours) tag of open_clip, or a file
-            "CLIP_PROMPTS": "photo",  # (ours) prompts for names of classes, see lbvq/text_embeddings.py
+            "CLIP_PROMPTS": "photo",  # (ours) prompts for names of classes, see lbvq/inference/vocabulary.py
             "CLASS_COUNTS_PATH": "",  # (ours) .json of training images per class, for negative classes; "": all alike
         },
     }

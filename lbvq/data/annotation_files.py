@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lbvq.data.catalog import MetadataCatalog
-from lbvq.rle import to_rle
+from lbvq.masks.rle import to_rle
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lbvq.data.transforms import TransformList
-from lbvq.rle import decode
+from lbvq.masks.rle import decode
 from mask2former.structures import BitMasks, Boxes, BoxMode, Instances, polygons_to_bitmask
 
 ABSENT = -1  # class and id of an object that a frame does not show

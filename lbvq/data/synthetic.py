@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 
 from lbvq.data.categories import category_table
-from lbvq.rle import area, encode_many, to_bbox
+from lbvq.masks.rle import area, encode_many, to_bbox
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ _HOME = {  # public name: module that defines it
     "TubeApSettings": "tube_ap_settings",
     "VideoInstanceEvaluator": "video_evaluator",
     "VideoScorer": "video_metrics",
-    "build_evaluator": "base",
+    "build_evaluator": "build",
     "score_burst": "burst",
     "score_coco": "coco",
 }

@@ -256,7 +256,7 @@ def _as_text(item: Any, video: Video, where: str) -> bytes:
         raise ValueError(f"{where}: 'counts' must be a string or a list, got {type(counts).__name__}")
     if video.size is None:
         raise ValueError(f"{where}: a polygon needs 'height' and 'width' of the video, which the file does not give")
-    from lbvq.rle import to_rle  # imports torch, which takes seconds and is needed for polygons only
+    from lbvq.masks.rle import to_rle  # imports torch, which takes seconds and is needed for polygons only
 
     return json.dumps(to_rle(item, *video.size, where)["counts"]).encode()
 

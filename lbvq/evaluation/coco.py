@@ -22,7 +22,7 @@ from pycocotools.cocoeval import COCOeval
 from lbvq.evaluation.annotations import check_size
 from lbvq.evaluation.mask_file import MaskFile, read_mask_file
 from lbvq.evaluation.tube_ap_result import to_percent
-from lbvq.rle import area, to_bbox, to_rle
+from lbvq.masks.rle import area, to_bbox, to_rle
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lbvq import rle
 from lbvq.data.catalog import MetadataCatalog
 from lbvq.engine import comm
 from lbvq.evaluation.base import DatasetEvaluator, Results
@@ -16,6 +15,7 @@ from lbvq.evaluation.lvis import LvisScorer
 from lbvq.evaluation.mask_file import read_mask_file
 from lbvq.evaluation.result_files import ResultParts
 from lbvq.evaluation.tables import format_results
+from lbvq.masks import rle
 
 logger = logging.getLogger(__name__)
 

@@ -233,7 +233,7 @@ def _draw_tube(video: Video, wanted: Masks, found: Masks | None, frames: Path) -
 
 
 def _decode(text: bytes, size: tuple[int, int]) -> np.ndarray:
-    from lbvq.rle import decode, to_rle  # imports torch
+    from lbvq.masks.rle import decode, to_rle  # imports torch
 
     return decode(to_rle({"size": list(size), "counts": json.loads(text)}, *size))
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-MAX_PIXELS = 2**28  # of one frame, as in lbvq.rle; it also bounds a single run below
+MAX_PIXELS = 2**28  # of one frame, as in lbvq.masks.rle; it also bounds a single run below
 _QUOTE = ord('"') - ord("0") + 256  # a quotation mark, counted as a base-32 digit in uint8
 _BACKSLASH = ord("\\") - ord("0")
 _MAX_EXTRA_DIGITS = 5  # six digits hold every run of MAX_PIXELS; longer numbers take the slow way
@@ -90,7 +90,7 @@ def _concatenate(parts: list[FrameRuns]) -> FrameRuns:
 
 def _rewrite(texts: Sequence[bytes], sizes: np.ndarray, where: Callable[[int], str]) -> list[bytes]:
     """Read the masks one by one with the strict reader; the first broken one raises ValueError with its place."""
-    from lbvq.rle import to_rle  # imports torch, which takes seconds and is needed for unusual files only
+    from lbvq.masks.rle import to_rle  # imports torch, which takes seconds and is needed for unusual files only
 
     rewritten = []
     for index, text in enumerate(texts):

@@ -14,8 +14,8 @@ from lbvq.evaluation.mask_file import read_mask_file
 from lbvq.evaluation.result_files import ResultParts
 from lbvq.evaluation.tables import format_results
 from lbvq.evaluation.video_metrics import VideoScorer, read_ground_truth
-from lbvq.rle import to_rle
-from lbvq.tubes import MaskTubes
+from lbvq.masks.rle import to_rle
+from lbvq.masks.tubes import MaskTubes
 
 logger = logging.getLogger(__name__)
 

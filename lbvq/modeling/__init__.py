@@ -8,9 +8,8 @@ from . import frame_decoder
 from .base import VideoSegmenter
 from .genvis import GenVIS, Genvis
 from .lbvq import LBVQ, Lbvq
-from .minvis import VideoMaskFormer_frame
+from .online import VISAGE, VideoMaskFormer_frame
 from .ovformer import OVFormer, OVFormerVideo, VideoOVFormer
-from .visage import VISAGE
 from .vita import VITA, Vita
 from .vmt import VMT
 

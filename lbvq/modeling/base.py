@@ -20,7 +20,7 @@ from mask2former.registry import build_backbone, build_sem_seg_head
 from mask2former.structures import ImageList
 
 if TYPE_CHECKING:
-    from .frame_matching import MatchedFrames
+    from .online.frame_matching import MatchedFrames
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class VideoSegmenter(nn.Module):
         """What segments a video: this model, or its frame segmenter alone with TEST.MATCH_FRAMES."""
         if not self.match_frames:
             return self
-        from .frame_matching import MatchedFrames  # imported here: it is made of the classes of this module
+        from .online.frame_matching import MatchedFrames  # imported here: it is made of the classes of this module
 
         return MatchedFrames(self)
 

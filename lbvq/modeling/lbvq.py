@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mask2former.registry import META_ARCH_REGISTRY
 
-from .clip_decoder import ClipDecoder, clip_mask_conv
-from .clip_segmenter import ClipSegmenter
+from .clips.decoder import ClipDecoder, clip_mask_conv
+from .clips.segmenter import ClipSegmenter
 
 FRAMES_AT_ONCE = 32  # frames in one cross-attention call; bounds memory for long videos
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lbvq.tubes import MaskTubes
+from lbvq.masks.tubes import MaskTubes
 from mask2former.structures import Boxes, Instances
 
 

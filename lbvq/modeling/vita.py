@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from mask2former.layers import FFNLayer, SelfAttentionLayer
 from mask2former.registry import META_ARCH_REGISTRY
 
-from .clip_decoder import ClipDecoder, clip_mask_conv
-from .clip_encoder import encode_frame_queries
-from .clip_segmenter import ClipSegmenter
+from .clips.decoder import ClipDecoder, clip_mask_conv
+from .clips.encoder import encode_frame_queries
+from .clips.segmenter import ClipSegmenter
 
 
 @META_ARCH_REGISTRY.register()

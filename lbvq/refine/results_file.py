@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from lbvq import rle
-from lbvq.tubes import MaskTubes
+from lbvq.masks import rle
+from lbvq.masks.tubes import MaskTubes
 
 from .base import MaskRefiner
 from .video import RefineReport, refine_tubes

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lbvq.tubes import MaskTubes
+from lbvq.masks.tubes import MaskTubes
 
 from .base import MaskRefiner, RefinedFrame
 

@@ -170,3 +170,8 @@ def layer_weights(weights: Mapping[str, float], num_aux: int) -> dict[str, float
     """Repeat loss weights for `num_aux` auxiliary layers, with suffixes _0, _1, ..."""
     suffixes = ["", *(f"_{i}" for i in range(num_aux))]
     return {f"{name}{suffix}": weight for suffix in suffixes for name, weight in weights.items()}
+
+
+def weighted(losses: dict[str, Tensor], weights: Mapping[str, float]) -> dict[str, Tensor]:
+    """Multiply losses by their weights; a loss without weight is dropped."""
+    return {name: loss * weights[name] for name, loss in losses.items() if name in weights}

@@ -13,10 +13,10 @@ import torch
 from helpers import ROOT
 from red_green_model import RedGreenModel  # noqa: F401  registers itself
 
-from lbvq.predict import add_arguments, group_inputs, run
-from lbvq.results import VideoPrediction
-from lbvq.video_io import read_video
-from lbvq.video_writer import write_video
+from lbvq.cli.predict import add_arguments, group_inputs, run
+from lbvq.inference.results import VideoPrediction
+from lbvq.video.reader import read_video
+from lbvq.video.writer import write_video
 
 YAML = """
 VERSION: 2

@@ -15,9 +15,9 @@ from lbvq import VideoPredictor
 from lbvq.data.categories import class_names
 from lbvq.data.synthetic import SyntheticSettings, make_video
 from lbvq.engine.checkpoint import save_checkpoint
-from lbvq.frames import ResizedFrames
-from lbvq.video_io import read_video
-from lbvq.video_writer import write_video
+from lbvq.inference.frames import ResizedFrames
+from lbvq.video.reader import read_video
+from lbvq.video.writer import write_video
 
 CONFIG = "youtubevis_2019/lbvq_R50_bs8"
 SMALL = """MODEL.DEVICE cpu MODEL.RESNETS.DEPTH 18 MODEL.RESNETS.RES2_OUT_CHANNELS 64 MODEL.SEM_SEG_HEAD.CONVS_DIM 64

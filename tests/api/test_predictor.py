@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from red_green_model import RedGreenModel
 
-from lbvq.api import VideoPredictor, class_names_of, load_config, load_model
 from lbvq.config import get_cfg
-from lbvq.frames import ResizedFrames, open_frames
+from lbvq.inference.frames import ResizedFrames, open_frames
+from lbvq.inference.predictor import VideoPredictor, class_names_of, load_config, load_model
 from lbvq.refine import REFINERS
-from lbvq.video_writer import write_video
+from lbvq.video.writer import write_video
 
 
 def colour_video(num_frames: int = 6, height: int = 60, width: int = 80) -> np.ndarray:

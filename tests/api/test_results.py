@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from lbvq import rle
-from lbvq.results import VideoPrediction
-from lbvq.tubes import MaskTubes
+from lbvq.inference.results import VideoPrediction
+from lbvq.masks import rle
+from lbvq.masks.tubes import MaskTubes
 
 NAMES = ["cat", "dog", "duck"]
 

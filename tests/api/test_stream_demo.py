@@ -17,10 +17,10 @@ from golden_fill import fill_, frames
 from helpers import ROOT
 from video_models import load_cfg
 
-from lbvq import live
-from lbvq.results import FramePrediction, VideoPrediction
-from lbvq.video_io import read_video
-from lbvq.video_writer import write_video
+from lbvq.cli import live
+from lbvq.inference.results import FramePrediction, VideoPrediction
+from lbvq.video.reader import read_video
+from lbvq.video.writer import write_video
 from mask2former.registry import build_model
 
 VIDEO = frames(6, 48, 64, seed=3).permute(0, 2, 3, 1).numpy()

@@ -10,9 +10,9 @@ import torch
 from golden_fill import frames
 from video_models import small_cfg, small_model
 
-from lbvq.api import VideoPredictor
-from lbvq.results import FramePrediction, VideoPrediction
-from lbvq.stream import StreamPredictor
+from lbvq.inference.predictor import VideoPredictor
+from lbvq.inference.results import FramePrediction, VideoPrediction
+from lbvq.inference.stream import StreamPredictor
 
 VIDEO = frames(7, 50, 70, seed=1).permute(0, 2, 3, 1).numpy()  # (T, H, W, 3)
 METHODS = {

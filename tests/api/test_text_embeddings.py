@@ -19,15 +19,22 @@ from helpers import ROOT
 from tiny_clip import WIDTH, tiny_towers
 from video_models import load_cfg
 
-from lbvq.api import VideoPredictor
+from lbvq.cli.predict import add_arguments, run
 from lbvq.data.builtin import MetadataCatalog
 from lbvq.data.synthetic import write_dataset
-from lbvq.modeling.clip_towers import ClipTowers
-from lbvq.modeling.image_features import ImageFeatures, read_image_features
-from lbvq.modeling.zero_shot import read_text_embeddings
-from lbvq.predict import add_arguments, run
-from lbvq.text_embeddings import check_classes, embed_names, embeddings_for, parse_classes, plain_name, with_classes
-from lbvq.video_writer import write_video
+from lbvq.inference.predictor import VideoPredictor
+from lbvq.inference.vocabulary import (
+    check_classes,
+    embed_names,
+    embeddings_for,
+    parse_classes,
+    plain_name,
+    with_classes,
+)
+from lbvq.modeling.ovformer.image_features import ImageFeatures, read_image_features
+from lbvq.modeling.ovformer.towers import ClipTowers
+from lbvq.modeling.ovformer.zero_shot import read_text_embeddings
+from lbvq.video.writer import write_video
 
 FRAME = "lvvis/ovformer_R50_bs8.yaml"
 CLIP = "lvvis/video_ovformer_R50_bs8.yaml"

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lbvq import rle
-from lbvq.tubes import MaskTubes
+from lbvq.masks import rle
+from lbvq.masks.tubes import MaskTubes
 
 dense_videos = hnp.array_shapes(min_dims=4, max_dims=4, min_side=1, max_side=6).flatmap(
     lambda shape: hnp.arrays(bool, shape, elements=st.booleans(), fill=st.just(False))

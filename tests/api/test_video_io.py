@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lbvq.video_io import VideoError, natural_key, read_image, read_video
+from lbvq.video.reader import VideoError, natural_key, read_image, read_video
 
 
 def gray_frames(count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:

@@ -8,9 +8,9 @@ import av
 import numpy as np
 import pytest
 
-from lbvq import video_writer
-from lbvq.video_io import read_image, read_video
-from lbvq.video_writer import atomic_output, check_output, open_writer, write_video
+from lbvq.video import writer as video_writer
+from lbvq.video.reader import read_image, read_video
+from lbvq.video.writer import atomic_output, check_output, open_writer, write_video
 
 
 def smooth_frames(count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lbvq.results import VideoPrediction
-from lbvq.visualize import contact_sheet, draw_objects, draw_video, identity_color
+from lbvq.inference.results import VideoPrediction
+from lbvq.video.draw import contact_sheet, draw_objects, draw_video, identity_color
 
 
 def gray(height: int = 120, width: int = 160) -> np.ndarray:

@@ -11,7 +11,7 @@ import pytest
 from helpers import GOLDEN, ROOT
 
 from lbvq.data.ytvis import load_ytvis_json
-from lbvq.modeling.ovformer_criterion import class_frequencies
+from lbvq.modeling.ovformer.criterion import class_frequencies
 
 BURST = GOLDEN / "burst_eval"
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lbvq.data.categories import class_names
 from lbvq.data.synthetic import SyntheticSettings, make_video, video_annotations, write_dataset
-from lbvq.rle import decode
+from lbvq.masks.rle import decode
 
 SMALL = SyntheticSettings(height=48, width=64, num_frames=4, min_radius=6, max_radius=10, max_speed=3)
 

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from lbvq import rle
 from lbvq.evaluation.coco import score_coco
+from lbvq.masks import rle
 
 
 def coco_files():

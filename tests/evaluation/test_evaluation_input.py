@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbvq import rle
 from lbvq.evaluation import TubeAP, VideoScorer
 from lbvq.evaluation.annotations import GroundTruth
 from lbvq.evaluation.mask_file import BLOCK_BYTES, read_mask_file
 from lbvq.evaluation.runs import decode_masks
+from lbvq.masks import rle
 
 MASK = {"size": [4, 6], "counts": [2, 3, 4, 3, 12]}  # 6 pixels
 OTHER = {"size": [4, 6], "counts": [8, 8, 8]}

@@ -12,7 +12,6 @@ import pytest
 from helpers import GOLDEN, run_tool, write_evaluation_case
 from plain_tube_ap import as_files, random_case
 
-from lbvq import rle
 from lbvq.data.categories import category_table
 from lbvq.evaluation import report
 from lbvq.evaluation.analysis import MISSED, NOTHING, Analysis
@@ -20,6 +19,7 @@ from lbvq.evaluation.annotations import GroundTruth
 from lbvq.evaluation.mask_file import MaskFile
 from lbvq.evaluation.tube_ap_settings import TubeApSettings
 from lbvq.evaluation.video_metrics import VideoScorer
+from lbvq.masks import rle
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ import torch
 import torch.multiprocessing
 from helpers import GOLDEN
 
-from lbvq import rle
 from lbvq.data.builtin import rows
 from lbvq.data.coco import register_coco_instances
 from lbvq.data.ytvis import register_ytvis_instances
 from lbvq.evaluation import DatasetEvaluator, DatasetEvaluators, VideoInstanceEvaluator, build_evaluator
 from lbvq.evaluation.image_evaluator import ImageInstanceEvaluator
-from lbvq.tubes import MaskTubes
+from lbvq.masks import rle
+from lbvq.masks.tubes import MaskTubes
 from mask2former.structures import Boxes, Instances
 
 CATEGORIES = [{"id": 7, "name": "seven"}, {"id": 1, "name": "one"}, {"id": 3, "name": "three"}]

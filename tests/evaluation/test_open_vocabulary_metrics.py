@@ -14,7 +14,7 @@ from lbvq.evaluation.burst import score_burst
 from lbvq.evaluation.lvis import LvisScorer
 from lbvq.evaluation.tables import format_results
 from lbvq.evaluation.video_metrics import VideoScorer
-from lbvq.rle import to_rle
+from lbvq.masks.rle import to_rle
 
 GROUPS = {"all": "", "base": "b", "novel": "n", "common": "c", "uncommon": "u"}
 TOLERANCE = 1e-12

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from helpers import run_tool, write_evaluation_case
 
-from lbvq import rle
 from lbvq.evaluation.mask_file import read_mask_file, write_mask_file
 from lbvq.evaluation.splits import part_of, split_videos
 from lbvq.evaluation.submission import SERVERS, check_submission
+from lbvq.masks import rle
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ from plain_tube_ap import as_files, boundary, evaluate, random_case, tube_iou
 import lbvq.evaluation.boundary
 import lbvq.evaluation.runs
 import lbvq.evaluation.tube_ap
-from lbvq import rle
 from lbvq.evaluation.annotations import GroundTruth, read_predictions
 from lbvq.evaluation.boundary import BoundaryTubes, boundary_iou
 from lbvq.evaluation.overlap import TubeRuns
 from lbvq.evaluation.overlap import tube_iou as fast_tube_iou
 from lbvq.evaluation.tube_ap import TubeAP
+from lbvq.masks import rle
 
 seeds = st.integers(0, 2**31 - 1)
 # Ranges in which small masks differ, so that areas matter.

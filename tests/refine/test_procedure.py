@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lbvq.masks.tubes import MaskTubes
 from lbvq.refine import PromptRefiner, Prompts, mask_ious, refine_tubes, split_components
-from lbvq.tubes import MaskTubes
 
 FRAME = np.zeros((40, 60, 3), dtype=np.uint8)
 

@@ -11,8 +11,8 @@ import segment_anything_hq
 import torch
 from helpers import ROOT
 
-from lbvq import rle
 from lbvq.data.synthetic import write_dataset
+from lbvq.masks import rle
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from lbvq import rle
+from lbvq.masks import rle
+from lbvq.masks.tubes import MaskTubes
 from lbvq.refine import refine_results
-from lbvq.tubes import MaskTubes
 
 SIZE = (20, 30)
 

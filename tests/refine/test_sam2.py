@@ -8,9 +8,9 @@ import pytest
 import torch
 from sam_models import small_sam2
 
+from lbvq.masks.tubes import MaskTubes
 from lbvq.refine import refine_tubes
 from lbvq.refine.sam2 import Sam2Refiner, Sam2VideoRefiner, build_sam2_refiner
-from lbvq.tubes import MaskTubes
 
 
 @pytest.fixture(scope="module")

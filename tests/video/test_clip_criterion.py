@@ -14,16 +14,10 @@ import torch
 from fixed_points import fixed_rand
 from helpers import GOLDEN
 
-from lbvq.modeling.clip_criterion import (
-    ClipCriterion,
-    clip_class_loss,
-    clip_mask_losses,
-    similarity_loss,
-    weighted,
-)
-from lbvq.modeling.clip_decoder import ClipMasks
-from lbvq.modeling.clip_matcher import ClipMatcher
-from mask2former.modeling.criterion import layer_weights
+from lbvq.modeling.clips.criterion import ClipCriterion, clip_class_loss, clip_mask_losses, similarity_loss
+from lbvq.modeling.clips.decoder import ClipMasks
+from lbvq.modeling.clips.matcher import ClipMatcher
+from mask2former.modeling.criterion import layer_weights, weighted
 
 FRAME_MATCHES = [
     [(torch.tensor([3]), torch.tensor([0])), (torch.tensor([2, 5]), torch.tensor([1, 0]))],

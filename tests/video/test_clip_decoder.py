@@ -14,7 +14,7 @@ import torch
 from golden_fill import fill_
 from helpers import GOLDEN
 
-from lbvq.modeling.clip_decoder import ClipMasks
+from lbvq.modeling.clips.decoder import ClipMasks
 from lbvq.modeling.lbvq import LBVQ
 
 TINY = {

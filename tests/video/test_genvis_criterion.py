@@ -13,7 +13,7 @@ import torch
 from fixed_points import fixed_rand
 from helpers import GOLDEN
 
-from lbvq.modeling.genvis_criterion import GenvisCriterion, GenvisMatcher, split_target
+from lbvq.modeling.genvis.criterion import GenvisCriterion, GenvisMatcher, split_target
 
 PRESENT = np.array([[1, 0, 1], [1, 1, 1], [0, 1, 1], [0, 0, 1]], bool)  # object, clip
 LABELS = torch.tensor([0, 3, 1, 4])

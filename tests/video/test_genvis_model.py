@@ -13,8 +13,8 @@ from synth_targets import clips, empty_clips
 from video_models import LazyFrames, load_cfg, small_cfg, small_model
 
 from lbvq.engine.weights import load_weights
-from lbvq.modeling.online import evidence_length
-from lbvq.tubes import MaskTubes
+from lbvq.masks.tubes import MaskTubes
+from lbvq.modeling.online.segmenter import evidence_length
 from mask2former.registry import build_model
 
 VIDEO = frames(8, 50, 70, seed=1)

@@ -13,9 +13,9 @@ from golden_fill import fill_
 from golden_tame import tame_
 from helpers import GOLDEN
 
-from lbvq.modeling import genvis_memory
-from lbvq.modeling.genvis import GenVIS
-from lbvq.modeling.genvis_memory import recall, remember
+from lbvq.modeling.genvis import memory as genvis_memory
+from lbvq.modeling.genvis.memory import recall, remember
+from lbvq.modeling.genvis.model import GenVIS
 
 TINY = {
     "in_channels": 64,

@@ -13,8 +13,8 @@ from golden_samples import training_sample
 from synth_targets import clips
 from video_models import LazyFrames, small_cfg, small_model
 
+from lbvq.masks.tubes import MaskTubes
 from lbvq.modeling import feature_store
-from lbvq.tubes import MaskTubes
 from mask2former.registry import build_model
 
 VIDEO = frames(7, 50, 70, seed=1)

@@ -13,7 +13,7 @@ from frame_models import MINVIS, frame_instances, recorded_calls, sharp_model
 from golden_fill import frames
 from helpers import GOLDEN
 
-from lbvq.modeling import frame_matching
+from lbvq.modeling.online import frame_matching
 from mask2former.modeling import matcher
 
 RECORDED = np.load(GOLDEN / "minvis_r50.npz")

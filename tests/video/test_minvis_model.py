@@ -11,8 +11,8 @@ from frame_models import SMALL, frame_instances, sharp_model
 from golden_fill import frames
 from video_models import LazyFrames, load_cfg, small_cfg
 
-from lbvq.modeling.frame_matching import MatchedFrames, online_form
-from lbvq.tubes import MaskTubes
+from lbvq.masks.tubes import MaskTubes
+from lbvq.modeling.online.frame_matching import MatchedFrames, online_form
 from mask2former.registry import build_model
 
 FILES = {"minvis": "synthetic/minvis_R18_tiny.yaml", "visage": "synthetic/visage_R18_tiny.yaml"}

@@ -9,9 +9,9 @@ from frame_models import SMALL, sharp_model
 from golden_fill import frames
 from video_models import load_cfg
 
-from lbvq.api import VideoPredictor
-from lbvq.modeling.online import OnlineSegmenter
-from lbvq.stream import StreamPredictor
+from lbvq.inference.predictor import VideoPredictor
+from lbvq.inference.stream import StreamPredictor
+from lbvq.modeling.online.segmenter import OnlineSegmenter
 
 VIDEO = frames(9, 48, 64, seed=1).permute(0, 2, 3, 1).numpy()  # (T, H, W, 3)
 

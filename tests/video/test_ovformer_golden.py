@@ -15,10 +15,11 @@ from frame_models import recorded_calls
 from helpers import GOLDEN
 from ovformer_models import CLIP, FRAME, IMAGE, IMAGE_SWIN, cropped, golden_model
 
-from lbvq import rle
-from lbvq.modeling import ovformer, ovformer_tracks
+from lbvq.inference.results import VideoPrediction
+from lbvq.masks import rle
+from lbvq.modeling.ovformer import model as ovformer
+from lbvq.modeling.ovformer import tracks as ovformer_tracks
 from lbvq.modeling.postprocess import MaskStream
-from lbvq.results import VideoPrediction
 
 
 def load(name: str) -> dict[str, torch.Tensor]:

@@ -13,9 +13,9 @@ from helpers import GOLDEN, ROOT
 from torch import nn
 from video_models import load_cfg
 
-from lbvq.modeling.ovformer_criterion import class_frequencies, federated_subset
-from lbvq.modeling.ovformer_tracks import LinkedTracks
-from lbvq.modeling.zero_shot import ZeroShotClassifier, open_vocabulary_scores, read_text_embeddings
+from lbvq.modeling.ovformer.criterion import class_frequencies, federated_subset
+from lbvq.modeling.ovformer.tracks import LinkedTracks
+from lbvq.modeling.ovformer.zero_shot import ZeroShotClassifier, open_vocabulary_scores, read_text_embeddings
 from mask2former.registry import build_model
 
 UNITS = {key: torch.from_numpy(value) for key, value in np.load(GOLDEN / "ovformer_units.npz").items()}

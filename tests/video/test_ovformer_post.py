@@ -12,9 +12,10 @@ from helpers import GOLDEN
 from ovformer_models import CLIP, FRAME, IMAGE, clip_cfg
 from torch import nn
 
-from lbvq.modeling import ovformer, ovformer_tracks
+from lbvq.masks.tubes import MaskTubes
+from lbvq.modeling.ovformer import model as ovformer
+from lbvq.modeling.ovformer import tracks as ovformer_tracks
 from lbvq.modeling.postprocess import MaskStream
-from lbvq.tubes import MaskTubes
 from mask2former.registry import build_model
 
 RECORDED = {key: torch.from_numpy(value) for key, value in np.load(GOLDEN / "ovformer_post.npz").items()}

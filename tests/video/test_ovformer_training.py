@@ -14,7 +14,7 @@ from helpers import GOLDEN, ROOT
 from ovformer_models import CLIP, IMAGE, clip_cfg, cropped, golden_model
 
 from lbvq.data.categories import category_table
-from lbvq.modeling.ovformer_criterion import OpenVocabularyCriterion, class_frequencies
+from lbvq.modeling.ovformer.criterion import OpenVocabularyCriterion, class_frequencies
 from mask2former.registry import build_model
 from mask2former.structures import BitMasks, Instances
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lbvq.modeling.tracking import (
+from lbvq.modeling.online.tracking import (
     Memory,
     add_logits,
     assign_queries,

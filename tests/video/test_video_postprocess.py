@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lbvq.masks.tubes import MaskTubes
 from lbvq.modeling.postprocess import MaskStream, image_output, select_top, video_output
-from lbvq.tubes import MaskTubes
 
 SIZES = {"padded_size": (32, 64), "image_size": (30, 50), "output_size": (45, 75)}
 

@@ -14,9 +14,9 @@ from frame_models import SHARPEN_VISAGE, VISAGE, frame_instances, recorded_calls
 from golden_fill import frames
 from helpers import GOLDEN
 
-from lbvq.modeling import visage
-from lbvq.modeling.appearance import contrast
-from lbvq.modeling.tracking import Memory
+from lbvq.modeling.online import visage
+from lbvq.modeling.online.appearance import contrast
+from lbvq.modeling.online.tracking import Memory
 from mask2former.modeling import matcher
 
 RECORDED = np.load(GOLDEN / "visage_r50.npz")

@@ -17,8 +17,8 @@ from lbvq.data.build import build_train_loader
 from lbvq.data.catalog import DatasetCatalog, MetadataCatalog
 from lbvq.data.coco import register_coco_instances
 from lbvq.engine.weights import load_weights
-from lbvq.modeling.appearance import AppearanceDecoder, contrast, contrastive_losses, object_pairs, pool_inside
-from lbvq.modeling.visage import frames_with_absent
+from lbvq.modeling.online.appearance import AppearanceDecoder, contrast, contrastive_losses, object_pairs, pool_inside
+from lbvq.modeling.online.visage import frames_with_absent
 from mask2former.registry import build_model
 
 TINY = "synthetic/visage_R18_tiny.yaml"

@@ -9,7 +9,7 @@ from golden_samples import training_sample
 from synth_targets import clips
 from video_models import small_cfg, small_model
 
-from lbvq.tubes import MaskTubes
+from lbvq.masks.tubes import MaskTubes
 from mask2former.registry import build_model
 
 VIDEO = frames(9, 50, 70, seed=1)

@@ -15,8 +15,8 @@ from golden_fill import fill_
 from helpers import GOLDEN
 from video_models import damp_
 
-from lbvq.modeling import clip_encoder
-from lbvq.modeling.clip_encoder import frame_runs
+from lbvq.modeling.clips import encoder as clip_encoder
+from lbvq.modeling.clips.encoder import frame_runs
 from lbvq.modeling.vita import VITA
 
 TINY = {

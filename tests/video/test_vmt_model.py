@@ -13,7 +13,7 @@ from helpers import GOLDEN
 from video_models import LazyFrames, load_cfg
 
 from lbvq.engine.weights import load_weights
-from lbvq.tubes import MaskTubes
+from lbvq.masks.tubes import MaskTubes
 from mask2former.registry import build_model
 
 VIDEO = frames(4, 50, 70, seed=1)

@@ -37,12 +37,12 @@ import mask2former.modeling.folding as folding
 import mask2former.modeling.transformer_decoder as decoder
 from lbvq.config import get_cfg
 from lbvq.engine.checkpoint import load_weights
-from lbvq.frames import ResizedFrames, open_frames
-from lbvq.modeling.clip_segmenter import ClipSegmenter
-from lbvq.modeling.online import OnlineSegmenter
+from lbvq.inference.frames import ResizedFrames, open_frames
+from lbvq.inference.results import VideoPrediction
+from lbvq.inference.stream import StreamPredictor
+from lbvq.modeling.clips.segmenter import ClipSegmenter
+from lbvq.modeling.online.segmenter import OnlineSegmenter
 from lbvq.modeling.postprocess import MaskStream
-from lbvq.results import VideoPrediction
-from lbvq.stream import StreamPredictor
 from mask2former.modeling.deform_attn import MSDeformAttn
 from mask2former.registry import build_model
 

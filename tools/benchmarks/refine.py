@@ -19,9 +19,9 @@ import cv2
 import numpy as np
 import torch
 
+from lbvq.masks.tubes import MaskTubes
 from lbvq.refine import refine_tubes, split_components
 from lbvq.refine.sam import CHECKPOINTS, SamRefiner, load_sam_weights
-from lbvq.tubes import MaskTubes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

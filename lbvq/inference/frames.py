@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lbvq.data.transforms import ResizeTransform, resized_shape
-from lbvq.video_io import VideoFrames, read_video
+from lbvq.video.reader import VideoFrames, read_video
 
 IMAGE_FORMATS = ("RGB", "BGR")
 

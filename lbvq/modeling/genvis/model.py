@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mask2former.modeling.criterion import weighted
 from mask2former.registry import META_ARCH_REGISTRY
 
-from .base import EncodedFrames
-from .clip_criterion import weighted
-from .clip_decoder import ClipMasks
-from .genvis_criterion import GenvisCriterion, split_target
-from .genvis_memory import Memory, recall, remember
-from .online import Evidence, OnlineSegmenter, StepMasks, StreamState
-from .postprocess import select_top
-from .targets import prepare_targets
-from .vita import VITA, Vita
+from ..base import EncodedFrames
+from ..clips.decoder import ClipMasks
+from ..online.segmenter import Evidence, OnlineSegmenter, StepMasks, StreamState
+from ..postprocess import select_top
+from ..targets import prepare_targets
+from ..vita import VITA, Vita
+from .criterion import GenvisCriterion, split_target
+from .memory import Memory, recall, remember
 
 logger = logging.getLogger(__name__)
 

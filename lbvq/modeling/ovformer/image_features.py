@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .clip_towers import ClipTowers
+from .towers import ClipTowers
 
 ROOT_IN_KEYS = "datasets/"  # what published keys begin with
 

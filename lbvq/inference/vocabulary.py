@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lbvq.modeling.clip_towers import ClipTowers
-from lbvq.modeling.zero_shot import read_text_embeddings
+from lbvq.modeling.ovformer.towers import ClipTowers
+from lbvq.modeling.ovformer.zero_shot import read_text_embeddings
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lbvq import rle
-from lbvq.tubes import MaskTubes
+from lbvq.masks import rle
+from lbvq.masks.tubes import MaskTubes
 
 
 @dataclass(frozen=True)

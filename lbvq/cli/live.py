@@ -23,12 +23,12 @@ import cv2
 import numpy as np
 import torch
 
-from lbvq.predict import BAD_INPUT, UNTRAINED_OBJECTS, add_model_arguments, build_predictor
-from lbvq.results import FramePrediction
-from lbvq.stream import StreamPredictor
-from lbvq.video_io import read_video
-from lbvq.video_writer import atomic_output, check_output, open_writer
-from lbvq.visualize import draw_objects
+from lbvq.cli.predict import BAD_INPUT, UNTRAINED_OBJECTS, add_model_arguments, build_predictor
+from lbvq.inference.results import FramePrediction
+from lbvq.inference.stream import StreamPredictor
+from lbvq.video.draw import draw_objects
+from lbvq.video.reader import read_video
+from lbvq.video.writer import atomic_output, check_output, open_writer
 
 FALLBACK_RATE = 10.0  # frames per second to write when the source does not say
 JPEG_QUALITY = 85

@@ -2,7 +2,7 @@
 
 `read_video` returns a `VideoFrames`, a sequence of (H, W, 3) uint8 RGB arrays turned upright. Only a few frames are in
 memory at a time. Reading in order is fast; going back further than the window decodes again from the start.
-Writing is in `lbvq.video_writer`.
+Writing is in `lbvq.video.writer`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from lbvq.video_container import decode_container
+from lbvq.video.container import decode_container
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # named, so that Pillow tries no rarely tested reader

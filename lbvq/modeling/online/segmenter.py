@@ -4,8 +4,8 @@ An online method tracks N objects, the same N rows from the first frame to the l
 derives from `OnlineSegmenter` and writes four functions: how a stream starts (`start_stream`), what it keeps of the
 frames it has encoded (`observe`), how it moves on by one step (`advance`), and what it would report if the video ended
 now (`decide`). Everything it remembers is in the state it is handed, so a stream can be stopped, saved, and gone on
-with; the module itself remembers nothing. `lbvq.stream.StreamPredictor` and `inference` drive every method through
-these four functions alone.
+with; the module itself remembers nothing. `lbvq.inference.stream.StreamPredictor` and `inference` drive every method
+through these four functions alone.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import EncodedFrames, output_size
-from .feature_store import FeatureStore
-from .postprocess import MaskStream, video_output
+from ..base import EncodedFrames, output_size
+from ..feature_store import FeatureStore
+from ..postprocess import MaskStream, video_output
 
 # What a stream remembers: a dict of tensors, numbers, and lists or dicts of them, so that `torch.save` can keep it.
 StreamState = dict[str, Any]

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mask2former.modeling.matcher import Match, assign
 
-from .clip_criterion import ClipCriterion, layers_of
-from .clip_matcher import ClipMatcher
+from ..clips.criterion import ClipCriterion, layers_of
+from ..clips.matcher import ClipMatcher
 
 FORBIDDEN = 1e6  # cost of a pair that must not be made
 

@@ -17,8 +17,8 @@ from mask2former.modeling.criterion import average_over_processes, dice_loss, la
 from mask2former.modeling.matcher import Match
 from mask2former.points import point_sample, uncertain_points
 
-from .clip_matcher import ClipMatcher
-from .targets import ABSENT
+from ..targets import ABSENT
+from .matcher import ClipMatcher
 
 
 class ClipCriterion(nn.Module):
@@ -281,11 +281,6 @@ def similarity_loss(embeddings: Tensor, ids: Tensor, groups: Tensor) -> Tensor:
     same_object = (ids[:, None] == ids[None]).float()  # ids of other groups do not count
     total = F.binary_cross_entropy_with_logits(products, same_object, weight=same_group, reduction="sum")
     return total / (same_group.sum() + 1e-6)
-
-
-def weighted(losses: dict[str, Tensor], weights: Mapping[str, float]) -> dict[str, Tensor]:
-    """Multiply losses by their weights; a loss without weight is dropped."""
-    return {name: loss * weights[name] for name, loss in losses.items() if name in weights}
 
 
 def _concatenate(rows: list[Rows]) -> Rows:

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mask2former.modeling.criterion import SetCriterion
+from mask2former.modeling.criterion import SetCriterion, weighted
 
-from .base import VideoSegmenter, output_size
-from .clip_criterion import ClipCriterion, weighted
-from .clip_decoder import ClipMasks
-from .feature_store import FeatureStore
-from .postprocess import MaskStream, image_output, select_top, video_output
-from .targets import prepare_targets
+from ..base import VideoSegmenter, output_size
+from ..feature_store import FeatureStore
+from ..postprocess import MaskStream, image_output, select_top, video_output
+from ..targets import prepare_targets
+from .criterion import ClipCriterion
+from .decoder import ClipMasks
 
 
 class ClipSegmenter(VideoSegmenter):

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lbvq.api import VideoPredictor, load_config
 from lbvq.engine.weight_files import find_weights
+from lbvq.inference.predictor import VideoPredictor, load_config
+from lbvq.inference.results import VideoPrediction
+from lbvq.inference.vocabulary import parse_classes
 from lbvq.refine import REFINERS
-from lbvq.results import VideoPrediction
-from lbvq.text_embeddings import parse_classes
-from lbvq.video_io import IMAGE_SUFFIXES, VideoFrames, read_video
-from lbvq.video_writer import FRAME_SUFFIXES, atomic_output, check_output, open_writer
-from lbvq.visualize import draw_video
+from lbvq.video.draw import draw_video
+from lbvq.video.reader import IMAGE_SUFFIXES, VideoFrames, read_video
+from lbvq.video.writer import FRAME_SUFFIXES, atomic_output, check_output, open_writer
 from lbvq.zoo import MODELS
 
 UNTRAINED_OBJECTS = 5  # shown of an untrained network, whose scores mean nothing

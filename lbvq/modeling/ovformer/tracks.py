@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .tracking import add_logits, assign_queries, cosine_similarity, keep_finite
+from ..online.tracking import add_logits, assign_queries, cosine_similarity, keep_finite
 from .zero_shot import open_vocabulary_scores
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mask2former.layers import MLP, Conv2d
 from mask2former.modeling.matcher import Match
 
-from .targets import ABSENT
+from ..targets import ABSENT
 
 NUM_GROUPS = 32
 NUM_LAYERS = 3

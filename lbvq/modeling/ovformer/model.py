@@ -18,21 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mask2former.modeling.criterion import weighted
 from mask2former.modeling.maskformer import MaskFormer, MaskResizer, best_instances
 from mask2former.registry import META_ARCH_REGISTRY
 from mask2former.structures import ImageList
 
-from .base import VideoSegmenter, output_size
-from .clip_criterion import weighted
-from .clip_towers import ClipTowers
-from .feature_store import FeatureStore
-from .frame_matching import finite_masks
+from ..base import VideoSegmenter, output_size
+from ..feature_store import FeatureStore
+from ..online.frame_matching import finite_masks
+from ..postprocess import MaskStream, inside_sums, mask_quality, select_top, video_output
+from ..targets import prepare_targets
+from .criterion import OpenVocabularyCriterion
+from .decoder import with_open_vocabulary_decoder
 from .image_features import ImageFeatures, given_features
-from .ovformer_criterion import OpenVocabularyCriterion
-from .ovformer_decoder import with_open_vocabulary_decoder
-from .ovformer_tracks import LinkedTracks
-from .postprocess import MaskStream, inside_sums, mask_quality, select_top, video_output
-from .targets import prepare_targets
+from .towers import ClipTowers
+from .tracks import LinkedTracks
 from .zero_shot import open_vocabulary_scores
 
 LVIS_VAL_FEATURES = "datasets/metadata/lvis_val_clip_feature.pkl"  # as published: no key of the configuration names it

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import EncodedFrames, VideoSegmenter
-from .online import Evidence, OnlineSegmenter, StepMasks, StreamState
-from .postprocess import image_output, select_top
+from ..base import EncodedFrames, VideoSegmenter
+from ..postprocess import image_output, select_top
+from .segmenter import Evidence, OnlineSegmenter, StepMasks, StreamState
 from .tracking import add_logits, assign_queries, cosine_similarity, keep_finite, mean_probabilities
 
 logger = logging.getLogger(__name__)

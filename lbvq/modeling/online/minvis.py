@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
+from mask2former.modeling.criterion import weighted
 from mask2former.registry import META_ARCH_REGISTRY
 
-from .base import VideoSegmenter
-from .clip_criterion import weighted
+from ..base import VideoSegmenter
+from ..targets import prepare_targets
 from .frame_matching import FrameMatching
-from .targets import prepare_targets
 
 
 @META_ARCH_REGISTRY.register()

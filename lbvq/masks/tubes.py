@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lbvq import rle
+from lbvq.masks import rle
 
 Rle = dict[str, Any]
 

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lbvq.api import VideoPredictor, load_config
-from lbvq.frames import ArrayFrames, ResizedFrames, as_rgb
-from lbvq.modeling.frame_matching import online_form
-from lbvq.modeling.online import StepMasks, StreamState, evidence_length, join_evidence
+from lbvq.inference.frames import ArrayFrames, ResizedFrames, as_rgb
+from lbvq.inference.predictor import VideoPredictor, load_config
+from lbvq.inference.results import FramePrediction, VideoPrediction
+from lbvq.modeling.online.frame_matching import online_form
+from lbvq.modeling.online.segmenter import StepMasks, StreamState, evidence_length, join_evidence
 from lbvq.modeling.postprocess import MaskStream, inside_sums, mask_quality, resize, upsample_and_crop
 from lbvq.refine import refiner_name
-from lbvq.results import FramePrediction, VideoPrediction
 
 logger = logging.getLogger(__name__)
 

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mask2former.modeling.criterion import weighted
 from mask2former.registry import META_ARCH_REGISTRY
 
+from ..base import EncodedFrames, VideoSegmenter
+from ..targets import clip_target
 from .appearance import AppearanceDecoder, contrastive_losses, object_pairs
-from .base import EncodedFrames, VideoSegmenter
-from .clip_criterion import weighted
 from .frame_matching import FrameMatching
-from .online import Evidence, StreamState
-from .targets import clip_target
+from .segmenter import Evidence, StreamState
 from .tracking import Memory, assign_queries, cosine_similarity
 
 

@@ -19,11 +19,11 @@ import lbvq.modeling  # noqa: F401  registers the methods
 from lbvq.config import get_cfg
 from lbvq.data.builtin import MetadataCatalog
 from lbvq.engine.checkpoint import load_weights
-from lbvq.frames import ResizedFrames, open_frames
-from lbvq.modeling.zero_shot import read_text_embeddings
+from lbvq.inference.frames import ResizedFrames, open_frames
+from lbvq.inference.results import VideoPrediction
+from lbvq.inference.vocabulary import with_classes
+from lbvq.modeling.ovformer.zero_shot import read_text_embeddings
 from lbvq.refine import build_refiner, refine_tubes
-from lbvq.results import VideoPrediction
-from lbvq.text_embeddings import with_classes
 from lbvq.zoo import MODELS, find_config
 from mask2former.registry import build_model
 
@@ -129,7 +129,7 @@ class VideoPredictor:
         """Segment one video.
 
         Args:
-            video: a path, a pattern, frames or an array; see `lbvq.frames.open_frames`.
+            video: a path, a pattern, frames or an array; see `lbvq.inference.frames.open_frames`.
             progress: called as progress(stage, done, total), with the stages "segment" and "refine".
             allow_truncated: use what can be read of a file that is cut off, with a warning.
         """
