@@ -13,6 +13,15 @@ GOLDEN = ROOT / "tests" / "golden"
 CONFIGS = ROOT / "configs"
 
 
+def recorded(stem: str) -> dict[str, Any]:
+    """Content of golden/<stem>.json.gz and of golden/<stem>_<method>.json.gz, which has the same keys, as one."""
+    whole: dict[str, Any] = {}
+    for path in [GOLDEN / f"{stem}.json.gz", *sorted(GOLDEN.glob(f"{stem}_*.json.gz"))]:
+        for key, part in json.loads(gzip.decompress(path.read_bytes())).items():
+            whole[key] = {**whole.get(key, {}), **part} if isinstance(part, dict) else part
+    return whole
+
+
 def run_tool(tool: str, *arguments: Any) -> int:
     """Exit code of tools/<tool>.py."""
     return runpy.run_path(str(ROOT / "tools" / f"{tool}.py"))["main"]([str(argument) for argument in arguments])

@@ -11,7 +11,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import CONFIGS, GOLDEN
+from helpers import CONFIGS, GOLDEN, recorded
 
 import lbvq.modeling  # noqa: F401  registers the methods
 from lbvq.config import get_cfg
@@ -20,8 +20,7 @@ from lbvq.engine.weights import load_weights
 from lbvq.zoo import list_configs
 from mask2former.registry import META_ARCH_REGISTRY, build_from_cfg
 
-with gzip.open(GOLDEN / "keys.json.gz", "rt") as golden_file:
-    RECORDED = json.load(golden_file)
+RECORDED = recorded("keys")
 with gzip.open(GOLDEN / "solver.json.gz", "rt") as golden_file:
     RECORDED_OPTIMIZER = json.load(golden_file)["optim"]
 

@@ -23,6 +23,7 @@ from .name_matching import (
     rename_for_model,
     strip_prefix_of_all,
 )
+from .transformers_names import from_transformers_mask2former, is_transformers_mask2former
 from .weight_files import WeightFile, find_weights, read_weights
 
 logger = logging.getLogger(__name__)
@@ -148,6 +149,8 @@ def _with_names_of(own: Mapping[str, Tensor], file: WeightFile) -> tuple[Ordered
     tensors, kind = file.tensors, file.kind
     for prefix in ("module.", "_orig_mod."):  # left by data-parallel training and torch.compile
         tensors = strip_prefix_of_all(tensors, prefix)
+    if is_transformers_mask2former(tensors):
+        return from_transformers_mask2former(tensors), f"{kind} of transformers' Mask2Former"
     suffix_matching = file.suffix_matching
     if file.caffe2_names:
         tensors = OrderedDict((caffe2_to_ours(name), tensor) for name, tensor in tensors.items())

@@ -1,18 +1,16 @@
 """Published configuration trees and files, merged with our schema, give what the published code gives.
 
-`golden/configs.json.gz` holds the published key trees before any YAML, and for each of the 93 published YAML files what
-it changes; see `origin` in the file.
+`golden/configs*.json.gz` hold the published key trees before any YAML, and for each published YAML file what it
+changes; see `origin` in the files.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
 import logging
 
 import pytest
 import yaml
-from helpers import GOLDEN
+from helpers import recorded
 
 import lbvq
 from lbvq.config import CfgNode, get_cfg, methods
@@ -20,8 +18,7 @@ from lbvq.config.defaults import IGNORED_GROUPS
 from lbvq.config.node import dotted_leaves
 from mask2former.config import add_maskformer2_config
 
-with gzip.open(GOLDEN / "configs.json.gz", "rt") as golden_file:
-    PUBLISHED = json.load(golden_file)
+PUBLISHED = recorded("configs")
 
 TUPLES = {  # keys that are tuples in the published tree; every other sequence is a list
     "DATASETS.PROPOSAL_FILES_TEST",
