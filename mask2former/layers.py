@@ -376,6 +376,7 @@ class CrossAttentionLayer(_ResidualLayer):
         memory_key_padding_mask: Tensor | None = None,
         pos: Tensor | None = None,
         query_pos: Tensor | None = None,
+        residual: Tensor | None = None,
     ) -> Tensor:
         """Update the queries.
 
@@ -386,13 +387,17 @@ class CrossAttentionLayer(_ResidualLayer):
             memory_key_padding_mask: (B, S) bool, True = never attended.
             pos: broadcastable to (S, B, C).
             query_pos: broadcastable to (Q, B, C).
+            residual: (Q, B, C), what the result of attention is added to; `tgt` unless given.
 
         Returns:
             (Q, B, C).
         """
         query = _add_position(self._before(tgt), query_pos)
         key = _add_position(memory, pos)
-        return self._after(tgt, attend(self.multihead_attn, query, key, memory, memory_mask, memory_key_padding_mask))
+        residual = tgt if residual is None else residual
+        return self._after(
+            residual, attend(self.multihead_attn, query, key, memory, memory_mask, memory_key_padding_mask)
+        )
 
 
 class FFNLayer(_ResidualLayer):
