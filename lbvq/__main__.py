@@ -32,15 +32,21 @@ def predict(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
 
 def list_models(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
     """List published models and configuration files."""
-    from lbvq.zoo import MODELS, configs_folder, list_configs
+    from lbvq.zoo import MODELS, list_configs
 
     parser.add_argument("text", nargs="?", default="", help="show only names that contain it")
     text = parser.parse_args(arguments).text
-    print(f"{'published model':34}{'data set':17}{'published scores':36}configuration")
+    print(f"{'published model':36}{'data set':17}{'published scores':34}{'weights':22}configuration")
+    licences: dict[str, list[str]] = {}
     for model in (model for model in MODELS.values() if text in model.name):
         scores = " ".join(f"{metric} {value:g}" for metric, value in list(model.scores.items())[:3])
-        config = model.config if (configs_folder() / model.config).is_file() else "not in this version"
-        print(f"{model.name:34}{model.dataset:17}{scores:36}{config}")
+        size = f", {model.size_mb} MB" if model.size_mb else ""
+        weights = f"by itself{size}" if model.downloads else "Google Drive"
+        print(f"{model.name:36}{model.dataset:17}{scores:34}{weights:22}{model.config}")
+        licences.setdefault(model.licence or "licence not stated here; see where they come from", []).append(model.name)
+    print("\nlicences of the weights (sizes are computed from the number of parameters)")
+    for licence, names in licences.items():
+        print(f"  {licence}: {', '.join(names)}")
     print("\nconfiguration files")
     for name in (name for name in list_configs() if text in name):
         print(f"  {name}")

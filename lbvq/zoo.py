@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lbvq.engine.known_weights import how_to_get
+from lbvq.engine.known_weights import ADDRESSES, MASK2FORMER_VIS, how_to_get, licence_of
 
 AP_METRICS = ("AP", "AP50", "AP75", "AR1", "AR10")
 BOUNDARY_METRICS = ("AP_B", "AP_B75", "AR_B1", "AP_M", "AP_M75")  # tube-boundary and mask scores of HQ-YTVIS
@@ -28,6 +28,7 @@ class ZooModel:
         weights: name of the weight file.
         dataset: data set of the scores.
         scores: metric to percent, as published; {} when nothing is published.
+        size_mb: about how large the weight file is, computed from the number of parameters; None when not known.
     """
 
     name: str
@@ -35,6 +36,17 @@ class ZooModel:
     weights: str
     dataset: str
     scores: Mapping[str, float] = field(default_factory=dict)
+    size_mb: int | None = None
+
+    @property
+    def downloads(self) -> bool:
+        """Whether the weight file is fetched by itself."""
+        return self.weights in ADDRESSES
+
+    @property
+    def licence(self) -> str:
+        """What may be done with the weight file, "" when that is not known."""
+        return licence_of(ADDRESSES.get(self.weights, ""))
 
     @property
     def source(self) -> str:
@@ -106,6 +118,45 @@ def _ap(*values: float) -> dict[str, float]:
 def _row(method: str, data: str, config: str, weights: str, *scores: float) -> ZooModel:
     folder, split = _FOLDERS[data]
     return ZooModel(f"{method}_{data}", f"{folder}/{config}.yaml", weights, split, _ap(*scores))
+
+
+_MEGABYTES = {"r50": 176, "r101": 252, "swin_tiny": 190, "swin_small": 275, "swin_base": 428, "swin_large": 862}
+
+
+def _coco() -> list[ZooModel]:
+    """Image models that never saw a video: their AP is that of COCO's images."""
+    rows = (
+        ("swin_tiny", "mask2former_swin_tiny_coco.safetensors", 45.0),
+        ("swin_small", "mask2former_swin_small_coco.safetensors", 46.3),
+        ("swin_base", "mask2former_swin_base_coco.safetensors", 48.1),
+        ("swin_large", "mask2former_swin_large_coco.safetensors", 50.1),
+        ("r50", "model_final_3c8ec9.pkl", 43.7),
+        ("r101", "model_final_eba159.pkl", 44.2),
+    )
+    return [
+        ZooModel(
+            f"mask2former_{size}_coco",
+            f"coco/mask2former_{size}_video.yaml",
+            weights,
+            "coco_2017_val",
+            {"AP": score},
+            _MEGABYTES[size],
+        )
+        for size, weights, score in rows
+    ]
+
+
+def _mask2former_vis() -> list[ZooModel]:
+    scores = ((46.4, 40.6), (49.2, 42.4), (51.5, 45.9), (54.3, 48.6), (59.5, 52.0), (60.4, 52.6))
+    models = []
+    for (size, *files), row in zip(MASK2FORMER_VIS, scores, strict=True):
+        short = size.lower().removesuffix("_in21k_384")
+        for data, md5, score in zip(("ytvis19", "ytvis21"), files, row, strict=True):
+            folder, split = _FOLDERS[data]
+            file = f"{'swin/' if short.startswith('swin') else ''}video_maskformer2_{size}_bs16_8ep.yaml"
+            name, weights = f"mask2former_vis_{short}_{data}", f"model_final_{md5}.pkl"
+            models.append(ZooModel(name, f"{folder}/{file}", weights, split, {"AP": score}, _MEGABYTES[short]))
+    return models
 
 
 def _lbvq() -> list[ZooModel]:
@@ -230,6 +281,6 @@ def _vmt() -> list[ZooModel]:
 
 MODELS: dict[str, ZooModel] = {
     model.name: model
-    for rows in (_lbvq(), _vita(), _genvis(), _minvis(), _visage(), _ovformer(), _vmt())
+    for rows in (_coco(), _mask2former_vis(), _lbvq(), _vita(), _genvis(), _minvis(), _visage(), _ovformer(), _vmt())
     for model in rows
 }

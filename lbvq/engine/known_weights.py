@@ -6,13 +6,47 @@ error for a missing one says how. A test keeps the table equal to what the model
 
 from __future__ import annotations
 
-_MASK2FORMER = "https://dl.fbaipublicfiles.com/maskformer/mask2former/coco/instance"
+HUB = "https://huggingface.co"
+_MASKFORMER = "https://dl.fbaipublicfiles.com/maskformer"
+_MASK2FORMER = f"{_MASKFORMER}/mask2former/coco/instance"
 _SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0"
-_MINVIS = "https://huggingface.co/deahuang/MinVIS-Model-Zoo/resolve/main"
+_MINVIS = f"{HUB}/deahuang/MinVIS-Model-Zoo/resolve/main"
+
+# Mask2Former of COCO images: size of the network, where it is in the published list, first digits of the md5.
+_COCO = (
+    ("r50", "maskformer2_R50_bs16_50ep", "3c8ec9"),
+    ("r101", "maskformer2_R101_bs16_50ep", "eba159"),
+    ("swin_tiny", "maskformer2_swin_tiny_bs16_50ep", "86143f"),
+    ("swin_small", "maskformer2_swin_small_bs16_50ep", "1e7f22"),
+    ("swin_base_IN21k_384", "maskformer2_swin_base_IN21k_384_bs16_50ep", "83d103"),
+    ("swin_large_IN21k_384", "maskformer2_swin_large_IN21k_384_bs16_100ep", "e5f453"),
+)
+# Mask2Former-VIS: size, YouTube-VIS 2019, YouTube-VIS 2021.
+MASK2FORMER_VIS = (
+    ("R50", "34112b", "b8aae2"),
+    ("R101", "a34dca", "6efd7a"),
+    ("swin_tiny", "26fffe", "965185"),
+    ("swin_small", "4a5174", "0dec91"),
+    ("swin_base_IN21k_384", "221a8a", "a9b925"),
+    ("swin_large_IN21k_384", "c5c739", "4da256"),
+)
 
 ADDRESSES: dict[str, str] = {
-    "model_final_3c8ec9.pkl": f"{_MASK2FORMER}/maskformer2_R50_bs16_50ep/model_final_3c8ec9.pkl",
-    "model_final_e5f453.pkl": f"{_MASK2FORMER}/maskformer2_swin_large_IN21k_384_bs16_100ep/model_final_e5f453.pkl",
+    **{f"model_final_{md5}.pkl": f"{_MASK2FORMER}/{folder}/model_final_{md5}.pkl" for _, folder, md5 in _COCO},
+    **{
+        f"model_final_{md5}.pkl": (
+            f"{_MASKFORMER}/video_mask2former/ytvis_{year}/video_maskformer2_{size}_bs16_8ep/model_final_{md5}.pkl"
+        )
+        for size, *both in MASK2FORMER_VIS
+        for year, md5 in zip((2019, 2021), both, strict=True)
+    },
+    # the same weights of COCO as the Hugging Face Hub has them, which is nearer to most people
+    **{
+        f"mask2former_swin_{size}_coco.safetensors": (
+            f"{HUB}/facebook/mask2former-swin-{size}-coco-instance/resolve/main/model.safetensors"
+        )
+        for size in ("tiny", "small", "base", "large")
+    },
     # published configurations name conversions of these files; the originals are read as they are
     "swin_large_patch4_window12_384_22k.pkl": f"{_SWIN}/swin_large_patch4_window12_384_22k.pth",
     "swin_base_patch4_window12_384_22k.pkl": f"{_SWIN}/swin_base_patch4_window12_384_22k.pth",
@@ -68,3 +102,17 @@ def how_to_get(file_name: str) -> str:
     if file_name in DRIVE_IDS:
         return f"Fetch it with: pip install gdown && gdown {DRIVE_IDS[file_name]} -O {file_name}"
     return ""
+
+
+# Beginning of an address -> what may be done with the files there.
+_LICENCES = {
+    _MASKFORMER: "weights of Mask2Former, CC BY-NC 4.0: for non-commercial use only",
+    f"{HUB}/facebook/mask2former-": "weights of Mask2Former, published under CC BY-NC 4.0: for non-commercial use only",
+    _MINVIS: "weights of MinVIS, CC BY-NC-SA 4.0: for non-commercial use only",
+    _SWIN: "weights of Swin Transformer, MIT",
+}
+
+
+def licence_of(address: str) -> str:
+    """What may be done with a published file, "" when that is not known."""
+    return next((text for start, text in _LICENCES.items() if address.startswith(start)), "")

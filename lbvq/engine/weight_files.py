@@ -6,12 +6,10 @@ dicts, safetensors. Nothing in a file is ever executed.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import pickle
 import re
-import sys
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,7 +22,8 @@ import torch
 from torch import Tensor
 
 from . import comm
-from .known_weights import ADDRESSES, how_to_get
+from .download import Checksum, DownloadError, download, file_digest
+from .known_weights import ADDRESSES, HUB, how_to_get, licence_of
 from .safe_pickle import LEGACY_TORCH_MAGIC, load_pickle, numpy_globals
 
 logger = logging.getLogger(__name__)
@@ -108,7 +107,7 @@ def _find_remote(address: str) -> Path:
     relative = url.path.lstrip("/")
     if ".." in relative.split("/") or not relative:
         raise ValueError(f"{address} does not name a file.")
-    sha256 = _expected_sha256(url.netloc, relative, url.fragment)
+    checksum = _expected_checksum(url.netloc, url.path, url.fragment)
     folder = os.environ.get(WEIGHTS_DIR_VARIABLE)
     cache = Path(folder).expanduser() if folder else Path(torch.hub.get_dir()) / "checkpoints"
     target = cache / url.netloc / relative
@@ -117,44 +116,46 @@ def _find_remote(address: str) -> Path:
 
     problem = None
     if comm.get_local_rank() == 0 and not any(candidate.is_file() for candidate in candidates):
-        problem = _download(f"https://{url.netloc}{url.path}", target, sha256)
+        problem = _download(f"https://{url.netloc}{url.path}", target, checksum)
     problems = [text for text in comm.all_gather(problem) if text]  # the other processes wait for the download
     if problems:
         raise OSError(problems[0])
     return next(candidate for candidate in candidates if candidate.is_file())
 
 
-def _expected_sha256(host: str, path: str, fragment: str) -> str | None:
-    """First digits of the checksum: given after '#', or part of the name by the convention of torch's own server."""
+def _expected_checksum(host: str, path: str, fragment: str) -> Checksum | None:
+    """First digits of the checksum: given after '#', or part of the name by the convention of the server."""
     if fragment:
         given = re.fullmatch(r"sha256=([0-9a-fA-F]{8,64})", fragment)
         if not given:
             raise ValueError(f"After '#' an address may have sha256=<hexadecimal digits>, got {fragment!r}.")
-        return given[1].lower()
-    in_name = re.search(r"-([0-9a-f]{8,})\.", path) if host == "download.pytorch.org" else None
-    return in_name[1] if in_name else None
-
-
-def _download(address: str, target: Path, sha256: str | None) -> str | None:
-    """Download to `target`, complete or not at all; return what went wrong."""
-    logger.info("Downloading %s to %s", address, target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # torch writes to a temporary file and moves it to its place when the checksum is right
-        torch.hub.download_url_to_file(address, str(target), hash_prefix=sha256, progress=sys.stderr.isatty())
-    except (OSError, RuntimeError) as error:
-        return f"{address} could not be downloaded ({error}). Put the file at {target} by other means."
-    if sha256 is None:
-        logger.info("No checksum is known for %s; its sha256 is %s", address, _sha256(target))
+        return Checksum("sha256", given[1].lower())
+    if host == "download.pytorch.org" and (in_name := re.search(r"-([0-9a-f]{8,})\.", path)):
+        return Checksum("sha256", in_name[1])
+    if host == "dl.fbaipublicfiles.com" and (in_name := re.search(r"/model_final_([0-9a-f]{6})\.pkl$", path)):
+        return Checksum("md5", in_name[1])
     return None
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _download(address: str, target: Path, checksum: Checksum | None) -> str | None:
+    """Download to `target`, complete or not at all; return what went wrong."""
+    logger.info("Downloading %s to %s", address, target)
+    try:
+        download(mirrored(address), target, checksum=checksum)
+    except DownloadError as error:
+        return str(error)
+    licence = licence_of(address)
+    if licence:
+        logger.warning("%s: %s", target.name, licence)
+    if checksum is None:
+        logger.info("No checksum is known for %s; its sha256 is %s", address, file_digest(target))
+    return None
+
+
+def mirrored(address: str) -> str:
+    """The address at the mirror of the Hugging Face Hub that $HF_ENDPOINT names, as its own package has it."""
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+    return endpoint + address.removeprefix(HUB) if endpoint and address.startswith(f"{HUB}/") else address
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ import pytest
 import torch
 from torch import nn
 
+from lbvq.engine import weight_files
+from lbvq.engine.download import Checksum
 from lbvq.engine.weight_files import find_weights, read_weights
 
 ARRAYS = {
@@ -238,12 +240,12 @@ def downloads(monkeypatch):
     """Replace downloading by writing the address into the file; returns what was asked for."""
     asked = []
 
-    def download(url, dst, hash_prefix=None, progress=True):
-        asked.append((url, hash_prefix))
-        with open(dst, "w") as file:
-            file.write(url)
+    def download(address, target, *, checksum=None):
+        asked.append((address, checksum))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(address)
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    monkeypatch.setattr(weight_files, "download", download)
     return asked
 
 
@@ -301,7 +303,9 @@ def test_checksums_are_passed_on(weights_dir, downloads):
     find_weights("https://download.pytorch.org/models/resnet50-0676ba61.pth")
     find_weights("https://example.org/a-12345678.pth#sha256=ABCDEF0123")
     find_weights("https://example.org/b-12345678.pth")
-    assert [checksum for _, checksum in downloads] == ["0676ba61", "abcdef0123", None]
+    find_weights("model_final_3c8ec9.pkl")
+    sha256 = [Checksum("sha256", digits) for digits in ("0676ba61", "abcdef0123")]
+    assert [checksum for _, checksum in downloads] == [*sha256, None, Checksum("md5", "3c8ec9")]
     assert downloads[1][0] == "https://example.org/a-12345678.pth"
 
 
@@ -325,9 +329,17 @@ def test_addresses_that_are_not_accepted(weights_dir, downloads, address, messag
 
 
 def test_a_failed_download_says_where_to_put_the_file(weights_dir, monkeypatch):
-    def fail(*args, **kwargs):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    with pytest.raises(OSError, match=r"no route to host.*Put the file at .*a\.pth"):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(OSError, match=r"HF_HUB_OFFLINE is set\. Put the file a\.pth from \S+ into .*example\.org"):
         find_weights("https://example.org/a.pth")
+
+
+def test_a_mirror_of_the_hub_is_asked_and_the_licence_is_said(weights_dir, downloads, monkeypatch, caplog):
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example.org/")
+    path, _ = find_weights("mask2former_swin_tiny_coco.safetensors")
+    assert path.is_relative_to(weights_dir / "huggingface.co" / "facebook")
+    start = "https://mirror.example.org/facebook/mask2former-swin-tiny-coco-instance/"
+    assert downloads[0][0] == f"{start}resolve/main/model.safetensors"
+    assert caplog.text.count("non-commercial") == 1
+    find_weights("mask2former_swin_tiny_coco.safetensors")
+    assert caplog.text.count("non-commercial") == 1 and len(downloads) == 1
