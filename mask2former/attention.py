@@ -38,16 +38,31 @@ def attend(
     queries, keys, values = (_split_heads(x, num_heads) for x in _project(attention, query, key, value))
     attn_mask = _join_masks(mask, key_padding_mask, num_heads, queries.dtype)
     dropout = attention.dropout if attention.training else 0.0
-    if queries.dtype == torch.bfloat16 and queries.device.type == "cpu":
+    out = attend_heads(queries, keys, values, attn_mask, dropout)  # (B, M, Q, C/M)
+    return linear(out.permute(2, 0, 1, 3).flatten(2), attention.out_proj.weight, attention.out_proj.bias)
+
+
+def attend_heads(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """Softmax attention of every head by itself.
+
+    Args:
+        queries: (B, M, Q, c).
+        keys, values: (B, M, S, c).
+        mask: added to the attention logits, broadcastable to (B, M, Q, S).
+        dropout: share of the attention weights that is dropped.
+
+    Returns:
+        (B, M, Q, c).
+    """
+    if queries.dtype == torch.bfloat16 and queries.device.type == "cpu" and torch.is_grad_enabled():
         # the backward pass of the CPU's kernel takes ten times as long in bfloat16, which autocast would choose again
         with torch.autocast("cpu", enabled=False):
-            attn_mask = None if attn_mask is None else attn_mask.float()
+            mask = None if mask is None else mask.float()
             inputs = (queries.float(), keys.float(), values.float())
-            out = F.scaled_dot_product_attention(*inputs, attn_mask=attn_mask, dropout_p=dropout)
-    else:
-        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=attn_mask, dropout_p=dropout)
-    # out: (B, M, Q, C/M)
-    return linear(out.permute(2, 0, 1, 3).flatten(2), attention.out_proj.weight, attention.out_proj.bias)
+            return F.scaled_dot_product_attention(*inputs, attn_mask=mask, dropout_p=dropout)
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
 
 
 def _project(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
