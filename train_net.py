@@ -15,12 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-import lbvq.modeling  # noqa: F401  registers the methods
 from lbvq.config import CfgNode, get_cfg
 from lbvq.data import build_test_loader, build_train_loader
 from lbvq.engine import comm
@@ -30,8 +30,10 @@ from lbvq.engine.evaluate import verify_results
 from lbvq.engine.launch import launch
 from lbvq.engine.setup import default_argument_parser, default_setup
 from lbvq.engine.slurm import submit
+from lbvq.engine.weights import unwrap
 from lbvq.evaluation import build_evaluator
 from lbvq.inference.frames import open_frames
+from lbvq.modeling import as_tested
 from lbvq.refine import build_refiner, refine_output
 from mask2former.registry import build_model
 
@@ -63,6 +65,11 @@ class Trainer(DefaultTrainer):
         """Writes results.json, and computes AP when the annotations of the data set are there."""
         folder = Path(cfg.OUTPUT_DIR) / "inference"
         return build_evaluator(cfg, dataset_name, folder if len(cfg.DATASETS.TEST) == 1 else folder / dataset_name)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[Any] | None = None) -> dict[str, Any]:
+        """Evaluate the model in the form in which it is tested."""
+        return super().test(cfg, as_tested(unwrap(model)), evaluators)
 
     @classmethod
     def build_postprocess(cls, cfg: CfgNode, dataset_name: str) -> Any:

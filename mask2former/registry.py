@@ -16,6 +16,7 @@ import torch
 from fvcore.common.registry import Registry as FvcoreRegistry
 from torch import nn
 
+from .abilities import check_settings
 from .structures import ShapeSpec
 
 logger = logging.getLogger(__name__)
@@ -52,9 +53,12 @@ def build_from_cfg(registry: FvcoreRegistry, name: str, cfg: Any, *args: Any) ->
     """Build the object registered as `name` from a configuration.
 
     A class with `from_config` is called with the dictionary that `from_config(cfg, *args)` returns. Everything else
-    (a plain function, or a class written for detectron2) is called as `obj(cfg, *args)`.
+    (a plain function, or a class written for detectron2) is called as `obj(cfg, *args)`. A class that says what it can
+    do is not built for a configuration that asks for more.
     """
     factory: Callable[..., Any] = registry.get(name)
+    if hasattr(factory, "can"):
+        check_settings(factory, cfg)
     from_config = getattr(factory, "from_config", None)
     if from_config is None:
         return factory(cfg, *args)

@@ -22,9 +22,11 @@ from lbvq.engine.checkpoint import load_weights
 from lbvq.inference.frames import ResizedFrames, open_frames
 from lbvq.inference.results import VideoPrediction
 from lbvq.inference.vocabulary import with_classes
+from lbvq.modeling.online.frame_matching import as_tested
 from lbvq.modeling.ovformer.zero_shot import read_text_embeddings
 from lbvq.refine import build_refiner, refine_tubes
 from lbvq.zoo import MODELS, find_config
+from mask2former.abilities import require
 from mask2former.registry import build_model
 
 __all__ = ["VideoPredictor", "build_model", "class_names_of", "load_config", "load_model"]
@@ -67,7 +69,7 @@ class VideoPredictor:
     """Runs a model over videos of any length, decoding, resizing and masks included, in bounded memory.
 
     Attributes:
-        model: the network, left in the mode it was given in.
+        model: the network in the form in which it is run (`as_tested`), left in the mode it was given in.
         names: names of the classes, or None when they are not known.
         is_trained: False when no weights were loaded; what such a network finds is noise.
     """
@@ -114,6 +116,8 @@ class VideoPredictor:
             )
         else:
             self.model = source
+        require(self.model, "video")
+        self.model = as_tested(self.model)
         self.names = tuple(classes) if classes is not None else class_names_of(cfg)
         self._check_names(cfg, given=classes is not None)
         self._min_size = 360 if cfg is None else cfg.INPUT.MIN_SIZE_TEST
@@ -183,7 +187,7 @@ class VideoPredictor:
         with self.inference_context():
             output = self.model([sample])
         if not isinstance(output, dict):
-            raise ValueError("this model returns image results, it is not a video model; see DATASETS.TEST")
+            raise ValueError("this model returns image results, it is not a video model")
         return output
 
     def _refine(self, prediction: VideoPrediction, frames: Sequence, progress: Progress | None) -> VideoPrediction:

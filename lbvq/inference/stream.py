@@ -97,11 +97,11 @@ class StreamPredictor:
         with self._predictor.inference_context():
             if self._state is None:
                 self._state = self.model.start_stream()
-            encoded = self.model.encode_frames(self.model.batch_images([images[0]]), self.num_frames)
-            pending = join_evidence(self._pending, self.model.observe(encoded))
+            batch = self.model.batch_images([images[0]])
+            pending = join_evidence(self._pending, self.model.observe(batch, self.num_frames))
             state, masks = self.model.advance(self._state, pending)
             if self._masks is None:
-                sizes = {"padded_size": encoded.padded_size, "image_size": encoded.image_size}
+                sizes = {"padded_size": tuple(batch.tensor.shape[-2:]), "image_size": batch.image_sizes[0]}
                 self._masks = MaskStream(len(masks), **sizes, output_size=images.original_size)
             self._size, self._pending = images.original_size, pending
             self.num_frames += 1
@@ -209,7 +209,7 @@ class StreamPredictor:
 
     def _model_name(self) -> str:
         """What a saved stream must fit: the method and the size of the network."""
-        model = self._predictor.model
+        model = getattr(self.model, "segmenter", self.model)
         count = sum(parameter.numel() for parameter in model.parameters())
         return f"{type(self.model).__name__}, {type(model).__name__} with {count} parameters"
 

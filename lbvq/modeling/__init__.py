@@ -5,10 +5,11 @@ from __future__ import annotations
 import mask2former.modeling  # noqa: F401  # registers backbones, pixel decoder and head
 
 from . import frame_decoder
-from .base import VideoSegmenter
+from .base import FrameSegmenter, VideoModel, VideoSegmenter
 from .genvis import GenVIS, Genvis
 from .lbvq import LBVQ, Lbvq
 from .online import VISAGE, VideoMaskFormer_frame
+from .online.frame_matching import as_tested, online_form
 from .ovformer import OVFormer, OVFormerVideo, VideoOVFormer
 from .vita import VITA, Vita
 from .vmt import VMT
@@ -18,14 +19,18 @@ __all__ = [
     "VISAGE",
     "VITA",
     "VMT",
+    "FrameSegmenter",
     "GenVIS",
     "Genvis",
     "Lbvq",
     "OVFormer",
     "OVFormerVideo",
     "VideoMaskFormer_frame",
+    "VideoModel",
     "VideoOVFormer",
     "VideoSegmenter",
     "Vita",
+    "as_tested",
     "frame_decoder",
+    "online_form",
 ]

@@ -1,8 +1,8 @@
-"""What every video method built on the frame segmenter shares.
+"""What every video method shares.
 
-A method is a `VideoSegmenter` with two duties: `losses(clips)` in training and `inference(video)` at test. This class
-normalises and pads frames, runs the frame segmenter over a video of any length piece by piece, and switches between the
-two duties.
+`VideoModel` is all that data, engine, evaluation and predictors know of a method: frames in, normalised and padded a
+few at a time, and a switch between two duties, `losses(clips)` in training and `inference(video)` at test.
+`FrameSegmenter` is a `VideoModel` with a backbone, a pixel decoder and a frame decoder; most methods build on it.
 """
 
 from __future__ import annotations
@@ -10,43 +10,38 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from mask2former.abilities import Abilities
 from mask2former.modeling.criterion import SetCriterion
 from mask2former.registry import build_backbone, build_sem_seg_head
 from mask2former.structures import ImageList
 
-if TYPE_CHECKING:
-    from .online.frame_matching import MatchedFrames
-
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class EncodedFrames:
-    """What the frame segmenter says about t consecutive frames of a video."""
+class VideoModel(nn.Module):
+    """Reads videos and training clips; subclasses write `losses` and `inference`.
 
-    start: int  # number of the first frame
-    image_size: tuple[int, int]  # (height, width) of a frame
-    padded_size: tuple[int, int]  # (height, width) with padding
-    backbone_features: dict[str, Tensor]
-    outputs: dict[str, Any]  # of the frame decoder
-    frame_queries: Tensor  # (L, t, Q, C)
-    mask_features: Tensor  # (t, C, h, w), the pixel decoder's finest map
+    Attributes:
+        sample: what the model is given at a time.
+        can: what it can do besides segmenting whole videos.
+        match_frames: it is run by matching frame queries instead, see `FrameSegmenter`.
+    """
 
+    sample: ClassVar[str] = "video"
+    can: ClassVar[Abilities] = Abilities()
+    match_frames: bool = False
 
-class VideoSegmenter(nn.Module):
-    """Frame segmenter plus the code around it; subclasses write `losses` and `inference`."""
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(
         self,
         *,
-        backbone: nn.Module,
-        sem_seg_head: nn.Module,
-        criterion: nn.Module,
         num_frames: int,
         size_divisibility: int,
         pixel_mean: Sequence[float],
@@ -54,57 +49,44 @@ class VideoSegmenter(nn.Module):
         num_predictions: int,
         run_chunk_size: int,
         feature_budget_mib: float,
-        match_frames: bool = False,
-        compile_encoder: bool,
     ) -> None:
         """Args:
-        backbone, sem_seg_head, criterion: the frame segmenter and its losses.
         num_frames: T of a training clip.
-        size_divisibility: frames are padded to a multiple of this; negative means what the backbone asks for.
+        size_divisibility: frames are padded to a multiple of this.
         pixel_mean, pixel_std: per channel, 0..255.
         num_predictions: most (object, class) pairs reported per video.
         run_chunk_size: most frames encoded at once at test; results do not depend on it but for rounding.
-        feature_budget_mib: mask features of a video kept in memory, MiB; the rest goes to a temporary file.
-        match_frames: at test, match the queries of frames as MinVIS does instead of what the method does.
-        compile_encoder: torch.compile the backbone, the pixel decoder and the frame decoder.
+        feature_budget_mib: what is kept of encoded frames in memory, MiB; the rest goes to a temporary file.
         """
         super().__init__()
         if run_chunk_size < 1:
-            raise ValueError(f"TEST_RUN_CHUNK_SIZE must be at least 1, got {run_chunk_size}.")
-        # batches come channels last; convolutions would copy weights that do not in every training step
-        self.backbone = backbone.to(memory_format=torch.channels_last)
-        self.sem_seg_head = sem_seg_head.to(memory_format=torch.channels_last)
-        self.criterion = criterion
+            raise ValueError(f"{type(self).__name__}: TEST_RUN_CHUNK_SIZE must be at least 1, got {run_chunk_size}.")
         self.num_frames = num_frames
-        self.size_divisibility = backbone.size_divisibility if size_divisibility < 0 else size_divisibility
+        self.size_divisibility = size_divisibility
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         self.num_predictions = num_predictions
         self.run_chunk_size = run_chunk_size
         self.feature_budget_mib = feature_budget_mib
-        self.match_frames = match_frames
-        if compile_encoder:
-            self.compile_encoder()
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
         """Keyword arguments of the constructor that are common to all methods."""
-        mask_former = cfg.MODEL.MASK_FORMER
-        backbone = build_backbone(cfg)
         return {
-            "backbone": backbone,
-            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
-            "criterion": SetCriterion(**SetCriterion.from_config(cfg)),
             "num_frames": cfg.INPUT.SAMPLING_FRAME_NUM,
-            "size_divisibility": mask_former.SIZE_DIVISIBILITY,
+            "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "num_predictions": cfg.TEST.DETECTIONS_PER_IMAGE,
             "run_chunk_size": 18,
             "feature_budget_mib": cfg.TEST.FEATURE_BUDGET_MB,
-            "match_frames": cfg.TEST.MATCH_FRAMES,
-            "compile_encoder": is_compiled(cfg),
         }
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments of the constructor with which another model reads videos as this one does."""
+        names = ("num_frames", "size_divisibility", "num_predictions", "run_chunk_size", "feature_budget_mib")
+        pixels = {name: getattr(self, name).flatten().tolist() for name in ("pixel_mean", "pixel_std")}
+        return {**{name: getattr(self, name) for name in names}, **pixels}
 
     @property
     def device(self) -> torch.device:
@@ -116,16 +98,10 @@ class VideoSegmenter(nn.Module):
             return self.losses(samples)
         if len(samples) != 1:
             raise ValueError(f"at test a video model takes one video at a time, got a list of {len(samples)}.")
+        if self.match_frames:
+            raise ValueError("with TEST.MATCH_FRAMES a model is run as lbvq.modeling.as_tested(model).")
         with torch.inference_mode():
-            return self.at_test().inference(samples[0])
-
-    def at_test(self) -> VideoSegmenter | MatchedFrames:
-        """What segments a video: this model, or its frame segmenter alone with TEST.MATCH_FRAMES."""
-        if not self.match_frames:
-            return self
-        from .online.frame_matching import MatchedFrames  # imported here: it is made of the classes of this module
-
-        return MatchedFrames(self)
+            return self.inference(samples[0])
 
     def losses(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Weighted losses of B training clips."""
@@ -135,10 +111,15 @@ class VideoSegmenter(nn.Module):
         """Published output dictionary of one video."""
         raise NotImplementedError
 
+    @property
+    def divisibility(self) -> int:
+        """Frames are padded to a multiple of this now."""
+        return self.size_divisibility
+
     def batch_images(self, frames: Sequence[Tensor]) -> ImageList:
         """Normalise frames (3, h, w), 0..255 RGB, and pad them to a common size with zeros."""
         images = [self.normalise(torch.as_tensor(frame)) for frame in frames]
-        return ImageList.from_tensors(images, self.size_divisibility)
+        return ImageList.from_tensors(images, self.divisibility)
 
     def normalise(self, frame: Tensor) -> Tensor:
         """One frame (3, h, w), 0..255 -> float32 with the mean and deviation of the training images removed."""
@@ -156,11 +137,6 @@ class VideoSegmenter(nn.Module):
                     f"{len(sample['image'])} images and {len(sample['instances'])} sets of instances."
                 )
         return self.batch_images([frame for sample in samples for frame in sample["image"]])
-
-    def encode_video(self, frames: Sequence[Tensor], chunk_size: int | None = None) -> Iterator[EncodedFrames]:
-        """Run the frame segmenter over a video, a few frames at a time; see `image_batches`."""
-        for start, images in self.image_batches(frames, chunk_size):
-            yield self.encode_frames(images, start)
 
     def image_batches(self, frames: Sequence[Tensor], chunk_size: int | None = None) -> Iterator[tuple[int, ImageList]]:
         """Cut a video into batches of frames that are ready for the backbone: (number of the first frame, batch).
@@ -193,6 +169,77 @@ class VideoSegmenter(nn.Module):
         """
         return 1 if self.device.type == "cpu" else self.run_chunk_size
 
+    def freeze_all_but(self, module_name: str) -> None:
+        """Stop training every parameter whose name lacks `module_name`; as published, nothing is put in eval mode."""
+        for name, parameter in self.named_parameters():
+            if module_name not in name:
+                parameter.requires_grad_(False)
+
+
+@dataclass
+class EncodedFrames:
+    """What the frame segmenter says about t consecutive frames of a video."""
+
+    start: int  # number of the first frame
+    image_size: tuple[int, int]  # (height, width) of a frame
+    padded_size: tuple[int, int]  # (height, width) with padding
+    backbone_features: dict[str, Tensor]
+    outputs: dict[str, Any]  # of the frame decoder
+    frame_queries: Tensor  # (L, t, Q, C)
+    mask_features: Tensor  # (t, C, h, w), the pixel decoder's finest map
+
+
+class FrameSegmenter(VideoModel):
+    """A video model that segments single frames by backbone, pixel decoder and frame decoder."""
+
+    can: ClassVar[Abilities] = Abilities(match_frames=True, compile=True)
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        sem_seg_head: nn.Module,
+        criterion: nn.Module,
+        size_divisibility: int,
+        compile_encoder: bool,
+        match_frames: bool = False,
+        **video_model: Any,
+    ) -> None:
+        """Args:
+        backbone, sem_seg_head, criterion: the frame segmenter and its losses.
+        size_divisibility: frames are padded to a multiple of this; negative means what the backbone asks for.
+        compile_encoder: torch.compile the backbone, the pixel decoder and the frame decoder.
+        match_frames: at test, match the queries of frames as MinVIS does instead of what the method does; such a model
+            is run as `as_tested(model)`.
+        video_model: arguments of `VideoModel`.
+        """
+        divisibility = backbone.size_divisibility if size_divisibility < 0 else size_divisibility
+        super().__init__(size_divisibility=divisibility, **video_model)
+        # batches come channels last; convolutions would copy weights that do not in every training step
+        self.backbone = backbone.to(memory_format=torch.channels_last)
+        self.sem_seg_head = sem_seg_head.to(memory_format=torch.channels_last)
+        self.criterion = criterion
+        self.match_frames = match_frames
+        if compile_encoder:
+            self.compile_encoder()
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> dict[str, Any]:
+        backbone = build_backbone(cfg)
+        return {
+            **super().from_config(cfg),
+            "backbone": backbone,
+            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
+            "criterion": SetCriterion(**SetCriterion.from_config(cfg)),
+            "compile_encoder": is_compiled(cfg),
+            "match_frames": cfg.TEST.MATCH_FRAMES,
+        }
+
+    def encode_video(self, frames: Sequence[Tensor], chunk_size: int | None = None) -> Iterator[EncodedFrames]:
+        """Run the frame segmenter over a video, a few frames at a time; see `image_batches`."""
+        for start, images in self.image_batches(frames, chunk_size):
+            yield self.encode_frames(images, start)
+
     def encode_frames(self, images: ImageList, start: int = 0, **context: Any) -> EncodedFrames:
         """Run the frame segmenter over a batch of frames of equal size; `context` is for its decoder."""
         batch = images.tensor.contiguous(memory_format=torch.channels_last)
@@ -213,11 +260,8 @@ class VideoSegmenter(nn.Module):
         self.backbone.compile()
         self.sem_seg_head.compile()
 
-    def freeze_all_but(self, module_name: str) -> None:
-        """Stop training every parameter whose name lacks `module_name`; as published, nothing is put in eval mode."""
-        for name, parameter in self.named_parameters():
-            if module_name not in name:
-                parameter.requires_grad_(False)
+
+VideoSegmenter = FrameSegmenter  # its name in version 0.1
 
 
 def is_compiled(cfg: Any) -> bool:

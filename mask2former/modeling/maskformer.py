@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..abilities import Abilities
 from ..registry import META_ARCH_REGISTRY, build_backbone, build_sem_seg_head
 from ..structures import BitMasks, ImageList, Instances, PolygonMasks
 from .criterion import SetCriterion
@@ -26,6 +27,9 @@ QUERY_CHUNK = 16
 @META_ARCH_REGISTRY.register()
 class MaskFormer(nn.Module):
     """The image model: frame segmenter, losses and post-processing."""
+
+    sample: ClassVar[str] = "image"
+    can: ClassVar[Abilities] = Abilities(refine=False)
 
     def __init__(
         self,

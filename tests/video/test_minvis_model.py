@@ -12,7 +12,7 @@ from golden_fill import frames
 from video_models import LazyFrames, load_cfg, small_cfg
 
 from lbvq.masks.tubes import MaskTubes
-from lbvq.modeling.online.frame_matching import MatchedFrames, online_form
+from lbvq.modeling.online.frame_matching import MatchedFrames, as_tested, online_form
 from mask2former.registry import build_model
 
 FILES = {"minvis": "synthetic/minvis_R18_tiny.yaml", "visage": "synthetic/visage_R18_tiny.yaml"}
@@ -262,7 +262,7 @@ def test_matching_can_be_switched_on_for_a_method_with_a_clip_module():
     minvis = small_model("minvis")
     missing = lbvq.load_state_dict(minvis.state_dict(), strict=False).missing_keys
     assert all(name.startswith("lbvq_") for name in missing)
-    same(predict(lbvq), predict(minvis))
+    same(predict(as_tested(lbvq)), predict(minvis))
     assert isinstance(online_form(lbvq), MatchedFrames)
     lbvq.train()
     assert "loss_lbvq_ce" in lbvq([clip(cfg.INPUT.SAMPLING_FRAME_NUM, A, B)])  # training is the method's own
@@ -270,7 +270,7 @@ def test_matching_can_be_switched_on_for_a_method_with_a_clip_module():
 
 def test_matching_keeps_the_form_of_results_on_image_data_sets():
     model = build_model(small_cfg(TEST__MATCH_FRAMES=True, DATASETS__TEST="('coco_2017_val',)")).eval()
-    (result,) = predict(model, VIDEO[:1])
+    (result,) = predict(as_tested(model), VIDEO[:1])
     assert result["instances"].pred_masks.shape == (100, 50, 70)
 
 
@@ -278,7 +278,7 @@ def test_matching_of_frames_replaces_the_memory_of_visage():
     visage, minvis = small_model("visage", TEST__MATCH_FRAMES=True), small_model("minvis")
     minvis.load_state_dict(visage.state_dict(), strict=False)
     minvis.num_predictions = visage.num_predictions
-    same(predict(visage), predict(minvis))
+    same(predict(as_tested(visage)), predict(minvis))
 
 
 def test_an_online_method_is_its_own_online_form(model):

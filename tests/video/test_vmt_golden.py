@@ -51,7 +51,7 @@ class Run:
 
     def trace(self) -> None:
         model = self.model
-        images = self.images = torch.cat(list(model.read_frames(self.frames)))
+        images = self.images = torch.cat([images.tensor for _, images in model.image_batches(self.frames)])
         self.memory, self.taps, self.layout = model.detr.encode(images)
         self.levels = model.detr.project(self.taps)
         self.states = list(model.detr.decode(len(images), lambda: iter([self.memory[None]]), self.layout))

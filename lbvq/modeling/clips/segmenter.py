@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mask2former.modeling.criterion import SetCriterion, weighted
 
-from ..base import VideoSegmenter, output_size
+from ..base import FrameSegmenter, output_size
 from ..feature_store import FeatureStore
 from ..postprocess import MaskStream, image_output, select_top, video_output
 from ..targets import prepare_targets
@@ -22,7 +22,7 @@ from .criterion import ClipCriterion
 from .decoder import ClipMasks
 
 
-class ClipSegmenter(VideoSegmenter):
+class ClipSegmenter(FrameSegmenter):
     """Frame segmenter, clip module and clip criterion; a subclass names its prefix and builds its clip module.
 
     `prefix` fixes the published names: the modules `<prefix>_module` and `<prefix>_criterion`, the losses
@@ -47,7 +47,7 @@ class ClipSegmenter(VideoSegmenter):
         freeze_detector: train the clip module only.
         mask_chunk_size: frames whose masks are made at once at test; results do not depend on it.
         is_coco: return the results of an image model, for image data sets.
-        frame_segmenter: arguments of `VideoSegmenter`.
+        frame_segmenter: arguments of `FrameSegmenter`.
         """
         super().__init__(**frame_segmenter)
         if mask_chunk_size < 1:

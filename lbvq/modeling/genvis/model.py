@@ -10,6 +10,7 @@ Published AP with ResNet-50, online / semi-online: 50.0 / 51.3 on YouTube-VIS 20
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from mask2former.modeling.criterion import weighted
 from mask2former.registry import META_ARCH_REGISTRY
+from mask2former.structures import ImageList
 
 from ..base import EncodedFrames
 from ..clips.decoder import ClipMasks
@@ -33,6 +35,8 @@ logger = logging.getLogger(__name__)
 @META_ARCH_REGISTRY.register()
 class Genvis(OnlineSegmenter, Vita):
     """The video model: VITA's with `GenVIS` as its clip module, under VITA's name so that VITA's weights fit."""
+
+    can = replace(Vita.can, online=True)
 
     def __init__(self, *, genvis_criterion: nn.Module, clip_length: int, **vita: Any) -> None:
         """Args:
@@ -122,8 +126,9 @@ class Genvis(OnlineSegmenter, Vita):
             "probabilities": torch.zeros(len(query), num_classes, device=query.device),  # best so far
         }
 
-    def observe(self, encoded: EncodedFrames) -> Evidence:
+    def observe(self, images: ImageList, start: int) -> Evidence:
         """Frame queries of the last decoder layer, and mask features."""
+        encoded = self.encode_frames(images, start)
         features = self.clip_module.mask_features(encoded.mask_features)
         return {"queries": encoded.frame_queries[-1], "features": features}
 

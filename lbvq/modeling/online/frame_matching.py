@@ -1,18 +1,23 @@
 """Segment every frame on its own, then follow the objects by matching frame queries.
 
-`FrameMatching` is what MinVIS and VISAGE share. It asks nothing of a model but a frame segmenter, so TEST.MATCH_FRAMES
-offers it to every method: `MatchedFrames` runs the frame segmenter of any model online, and its clip module not at all.
+`FrameMatching` is what MinVIS and VISAGE share. It asks nothing of a model but frames with queries, so
+TEST.MATCH_FRAMES offers it to every method with a frame segmenter: `as_tested` makes `MatchedFrames` of it, which runs
+the frame segmenter online, and what else the method has not at all.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..base import EncodedFrames, VideoSegmenter
+from mask2former.abilities import require
+from mask2former.structures import ImageList
+
+from ..base import EncodedFrames, FrameSegmenter
 from ..postprocess import image_output, select_top
 from .segmenter import Evidence, OnlineSegmenter, StepMasks, StreamState
 from .tracking import add_logits, assign_queries, cosine_similarity, keep_finite, mean_probabilities
@@ -23,19 +28,26 @@ FAR_OUTSIDE = -1e4  # mask logit of a pixel whose logit is not a number; infinit
 
 
 class FrameMatching(OnlineSegmenter):
-    """Online mixin: N = Q objects, frame 0 gives their order, every later frame is brought into it.
+    """N = Q objects, frame 0 gives their order, every later frame is brought into it.
 
-    A subclass may observe more and replace `match` and `remember`.
+    A method names it after the `FrameSegmenter` that encodes its frames; it may keep more as evidence, and replace
+    `match` and `remember`.
     """
 
     use_quality = False
     state_on_cpu = True
-    num_predictions: int
+
+    def encode_frames(self, images: ImageList, start: int = 0, **context: Any) -> EncodedFrames:
+        """See `FrameSegmenter.encode_frames`."""
+        raise NotImplementedError
 
     def start_stream(self) -> StreamState:
         return {}
 
-    def observe(self, encoded: EncodedFrames) -> Evidence:
+    def observe(self, images: ImageList, start: int) -> Evidence:
+        return self.evidence_of(self.encode_frames(images, start))
+
+    def evidence_of(self, encoded: EncodedFrames) -> Evidence:
         """Queries (t, Q, C) and class logits (t, Q, K+1) on the CPU, mask logits (t, Q, h, w) where they are."""
         evidence = {
             "queries": encoded.frame_queries[-1].float().cpu(),
@@ -78,32 +90,39 @@ class FrameMatching(OnlineSegmenter):
 
 
 class MatchedFrames(FrameMatching):
-    """The frame segmenter of a model, run online; the model itself, whose attributes it has, stays as it is."""
+    """The frame segmenter of a model, run online; the model itself stays as it is."""
 
-    def __init__(self, segmenter: VideoSegmenter) -> None:
+    can = replace(FrameSegmenter.can, online=True)
+
+    def __init__(self, segmenter: FrameSegmenter) -> None:
+        super().__init__(**segmenter.settings())
         self.segmenter = segmenter
+        self.to(segmenter.device).train(segmenter.training)
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "segmenter":
-            raise AttributeError(name)  # a copy that is not filled yet
-        return getattr(self.segmenter, name)
+    def encode_frames(self, images: ImageList, start: int = 0, **context: Any) -> EncodedFrames:
+        return self.segmenter.encode_frames(images, start, **context)
 
     def inference(self, video: dict[str, Any]) -> Any:
         output = super().inference(video)
         return image_output(output) if getattr(self.segmenter, "is_coco", False) else output
 
 
+def as_tested(model: Any) -> Any:
+    """What segments videos for a model: itself, or its frame segmenter alone with TEST.MATCH_FRAMES.
+
+    To be called once, by whoever runs a model. Any callable that takes samples may be given.
+    """
+    return MatchedFrames(model) if getattr(model, "match_frames", False) else model
+
+
+def online_form(model: Any) -> OnlineSegmenter:
+    """`as_tested`, for whoever runs a model frame by frame; ValueError when it cannot be."""
+    require(model, "video")
+    online = as_tested(model)
+    require(online, "online")
+    return online
+
+
 def finite_masks(logits: Tensor) -> Tensor:
     """Replace what is no finite number in mask logits by numbers as large."""
     return logits.nan_to_num(nan=FAR_OUTSIDE, posinf=-FAR_OUTSIDE, neginf=FAR_OUTSIDE)
-
-
-def online_form(model: VideoSegmenter) -> OnlineSegmenter:
-    """The form in which a model is run frame by frame: itself, or its frame segmenter with TEST.MATCH_FRAMES."""
-    online = model.at_test()
-    if isinstance(online, OnlineSegmenter):
-        return online
-    raise ValueError(
-        f"{type(model).__name__} needs all frames of a video before it can decide. Choose an online method, or set "
-        "TEST.MATCH_FRAMES True to follow its objects from frame to frame by their queries."
-    )

@@ -7,6 +7,7 @@ with ResNet-50: 47.3 on YouTube-VIS 2019, 43.9 on YouTube-VIS 2021, 26.7 on OVIS
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -14,14 +15,16 @@ from torch import Tensor
 from mask2former.modeling.criterion import weighted
 from mask2former.registry import META_ARCH_REGISTRY
 
-from ..base import VideoSegmenter
+from ..base import FrameSegmenter
 from ..targets import prepare_targets
 from .frame_matching import FrameMatching
 
 
 @META_ARCH_REGISTRY.register()
-class VideoMaskFormer_frame(FrameMatching, VideoSegmenter):  # published name
+class VideoMaskFormer_frame(FrameSegmenter, FrameMatching):  # published name
     """The frame segmenter, trained on frames and tracked by its queries; there are no parameters beyond it."""
+
+    can = replace(FrameSegmenter.can, online=True)
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """What a method offers to be run frame by frame, and the inference over a whole video that follows from it.
 
-An online method tracks N objects, the same N rows from the first frame to the last. It is a `VideoSegmenter` that also
-derives from `OnlineSegmenter` and writes four functions: how a stream starts (`start_stream`), what it keeps of the
-frames it has encoded (`observe`), how it moves on by one step (`advance`), and what it would report if the video ended
+An online method tracks N objects, the same N rows from the first frame to the last. It is a `VideoModel` that derives
+from `OnlineSegmenter` and writes four functions: how a stream starts (`start_stream`), what it needs to know of frames,
+each by itself (`observe`), how it moves on by one step (`advance`), and what it would report if the video ended
 now (`decide`). Everything it remembers is in the state it is handed, so a stream can be stopped, saved, and gone on
 with; the module itself remembers nothing. `lbvq.inference.stream.StreamPredictor` and `inference` drive every method
 through these four functions alone.
@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base import EncodedFrames, output_size
+from mask2former.structures import ImageList
+
+from ..base import VideoModel, output_size
 from ..feature_store import FeatureStore
 from ..postprocess import MaskStream, video_output
 
@@ -50,8 +52,8 @@ class StepMasks:
         return torch.einsum("nc,tchw->nthw", self.mixing[rows], self.features)
 
 
-class OnlineSegmenter:
-    """Mixin of methods that can be run frame by frame; goes before the `VideoSegmenter` in the list of bases.
+class OnlineSegmenter(VideoModel):
+    """A video model that can be run frame by frame.
 
     Attributes:
         clip_length: frames of one step; the last step of a video may be shorter.
@@ -67,8 +69,8 @@ class OnlineSegmenter:
         """State before the first frame."""
         raise NotImplementedError
 
-    def observe(self, encoded: EncodedFrames) -> Evidence:
-        """What `advance` needs to know about encoded frames; nothing that depends on other frames."""
+    def observe(self, images: ImageList, start: int) -> Evidence:
+        """What `advance` needs to know about a batch of t frames from number `start` on, each by itself."""
         raise NotImplementedError
 
     def advance(self, state: StreamState, evidence: Evidence) -> tuple[StreamState, StepMasks]:
@@ -98,7 +100,7 @@ class OnlineSegmenter:
 
     @property
     def encode_step(self) -> int | None:
-        """Frames encoded at once over a whole video; one on a CPU, where results are then bit for bit a stream's."""
+        """Frames observed at once over a whole video; one on a CPU, where results are then bit for bit a stream's."""
         return 1 if self.device.type == "cpu" else None
 
     def inference(self, video: dict[str, Any]) -> dict[str, Any]:
@@ -110,9 +112,9 @@ class OnlineSegmenter:
         budget = self.feature_budget_mib
         with FeatureStore(0.9 * budget) as features, FeatureStore(0.1 * budget) as mixings:
             lengths, sizes = [], {}
-            for step, chunk in self.steps(video["image"]):
+            for step, images in self.steps(video["image"]):
                 state, masks = self.advance(state, step)
-                sizes = {"image_size": chunk.image_size, "padded_size": chunk.padded_size}
+                sizes = {"image_size": images.image_sizes[0], "padded_size": tuple(images.tensor.shape[-2:])}
                 features.append(masks.features)
                 mixings.append(masks.mixing[None])
                 lengths.append(len(masks.features))
@@ -128,16 +130,16 @@ class OnlineSegmenter:
                 stream.add(StepMasks(maps, mixing[0]).logits(rows))
         return video_output(scores, labels, positions, stream, use_quality=self.use_quality)
 
-    def steps(self, frames: Sequence[Tensor]) -> Iterator[tuple[Evidence, EncodedFrames]]:
-        """Encode a video and cut it into steps: (evidence, the encoded frames of which it completes the step)."""
+    def steps(self, frames: Sequence[Tensor]) -> Iterator[tuple[Evidence, ImageList]]:
+        """Observe a video and cut it into steps: (evidence, the batch of frames which completes the step)."""
         pending: Evidence = {}
-        for chunk in self.encode_video(frames, self.encode_step):
-            pending = join_evidence(pending, self.observe(chunk))
+        for start, images in self.image_batches(frames, self.encode_step):
+            pending = join_evidence(pending, self.observe(images, start))
             while evidence_length(pending) >= self.clip_length:
                 step, pending = split_evidence(pending, self.clip_length)
-                yield step, chunk
+                yield step, images
         if evidence_length(pending):
-            yield pending, chunk
+            yield pending, images
 
 
 def evidence_length(evidence: Evidence) -> int:

@@ -9,6 +9,7 @@ YouTube-VIS 2021, 36.2 on OVIS.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from mask2former.modeling.criterion import weighted
 from mask2former.registry import META_ARCH_REGISTRY
 
-from ..base import EncodedFrames, VideoSegmenter
+from ..base import EncodedFrames, FrameSegmenter
 from ..targets import clip_target
 from .appearance import AppearanceDecoder, contrastive_losses, object_pairs
 from .frame_matching import FrameMatching
@@ -26,9 +27,10 @@ from .tracking import Memory, assign_queries, cosine_similarity
 
 
 @META_ARCH_REGISTRY.register()
-class VISAGE(FrameMatching, VideoSegmenter):
+class VISAGE(FrameSegmenter, FrameMatching):
     """The frame segmenter, the appearance decoder, and matching against a memory."""
 
+    can = replace(FrameSegmenter.can, online=True)
     use_quality = True
 
     def __init__(
@@ -48,7 +50,7 @@ class VISAGE(FrameMatching, VideoSegmenter):
         contrast_weights: of loss_reid, loss_aux_reid, loss_reid_app and loss_aux_reid_app.
         shared_labels: label an object that is absent in one frame of a clip "no object" in all of them. A fault of
             the published training code, kept for comparison.
-        frame_segmenter: arguments of `VideoSegmenter`.
+        frame_segmenter: arguments of `FrameSegmenter`.
         """
         super().__init__(**frame_segmenter)
         if not 0 <= appearance_weight <= 1:
@@ -108,9 +110,9 @@ class VISAGE(FrameMatching, VideoSegmenter):
         masks = encoded.outputs["pred_masks"]
         return self.appearance_decoder(encoded.frame_queries[-1], encoded.backbone_features, masks)
 
-    def observe(self, encoded: EncodedFrames) -> Evidence:
-        """As `FrameMatching.observe`, and the vectors to compare in place of the queries."""
-        evidence = super().observe(encoded)
+    def evidence_of(self, encoded: EncodedFrames) -> Evidence:
+        """As `FrameMatching.evidence_of`, with the vectors to compare in place of the queries."""
+        evidence = super().evidence_of(encoded)
         del evidence["queries"]
         reid, appearance = self.describe(encoded)
         return {"reid": reid.float().cpu(), "appearance": appearance.float().cpu(), **evidence}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from mask2former.modeling.maskformer import MaskFormer, MaskResizer, best_instan
 from mask2former.registry import META_ARCH_REGISTRY
 from mask2former.structures import ImageList
 
-from ..base import VideoSegmenter, output_size
+from ..base import FrameSegmenter, output_size
 from ..feature_store import FeatureStore
 from ..online.frame_matching import finite_masks
 from ..postprocess import MaskStream, inside_sums, mask_quality, select_top, video_output
@@ -89,6 +90,8 @@ class OpenVocabularyModel:
 class OVFormer(OpenVocabularyModel, MaskFormer):  # published name
     """The image model."""
 
+    can = replace(MaskFormer.can, open_vocabulary=True)
+
     def __init__(
         self, *, image_features: ImageFeatures, training_image_features: ImageFeatures, **mask_former: Any
     ) -> None:
@@ -142,19 +145,19 @@ class OVFormer(OpenVocabularyModel, MaskFormer):  # published name
         return results
 
 
-class OpenVocabularyVideoModel(OpenVocabularyModel, VideoSegmenter):
+class OpenVocabularyVideoModel(OpenVocabularyModel, FrameSegmenter):
     """What the frame model and the clip model share."""
+
+    can = replace(FrameSegmenter.can, match_frames=False, open_vocabulary=True)  # it follows queries already
 
     def __init__(
         self, *, image_features: ImageFeatures, training_image_features: ImageFeatures, **segmenter: Any
     ) -> None:
         """Args:
         image_features, training_image_features: give CLIP's embedding of each frame.
-        segmenter: arguments of `VideoSegmenter`.
+        segmenter: arguments of `FrameSegmenter`.
         """
         super().__init__(**segmenter)
-        if self.match_frames:
-            raise ValueError("TEST.MATCH_FRAMES has no meaning for OVFormer, which follows queries already.")
         self.image_features, self.training_image_features = image_features, training_image_features
 
     @classmethod
@@ -171,9 +174,6 @@ class OpenVocabularyVideoModel(OpenVocabularyModel, VideoSegmenter):
     def class_frequency_of(cls, cfg: Any) -> dict[str, Any]:
         """Argument `class_frequency` of the criterion, when it does not come from the configuration."""
         return {}
-
-    def at_test(self) -> VideoSegmenter:
-        return self
 
     def pixels_of(self, images: ImageList) -> Sequence[Tensor]:
         """Frames (3, h, w), 0..255, of a batch; the video is not read again, which decoders are slow at."""

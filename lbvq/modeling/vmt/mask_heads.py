@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -102,6 +103,7 @@ class VideoMaskHeads(nn.Module):
         has_stem: bool,
         point_transformer: PointTransformer,
         wrap_boxes: bool,
+        **video_model: Any,
     ) -> None:
         """Args:
         dim: C, channels of the detector.
@@ -109,8 +111,9 @@ class VideoMaskHeads(nn.Module):
         has_stem: the backbone has a map at stride 2, with 64 channels; otherwise the one at stride 4 is enlarged.
         point_transformer: refines pixels near outlines.
         wrap_boxes: see `box_maps`.
+        video_model: arguments of `VideoModel`.
         """
-        super().__init__()
+        super().__init__(**video_model)
         self.controller = _controller(dim, 2 + WIDTH)
         self.mask_head = MaskBranch(dim)
         self.controller_inc = _controller(dim, FUSED_DIM)

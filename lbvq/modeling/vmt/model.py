@@ -9,7 +9,7 @@ near the outlines has refined what the networks see. Published tube-boundary AP 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from mask2former.registry import META_ARCH_REGISTRY, build_backbone
 from mask2former.structures import ImageList
 
-from ..base import output_size
+from ..base import VideoModel, output_size
 from ..postprocess import MaskStream, select_top, video_output
 from ..targets import clip_target
 from .backbone import BackboneBody
@@ -35,7 +35,7 @@ OUTPUTS = ("refined", "second", "coarse")
 
 
 @META_ARCH_REGISTRY.register()
-class VMT(VideoMaskHeads):
+class VMT(VideoMaskHeads, VideoModel):
     """The video model: `detr`, SeqFormer's detector, and the mask heads."""
 
     def __init__(
@@ -43,38 +43,27 @@ class VMT(VideoMaskHeads):
         *,
         detector: ClipDetector,
         criterion: VmtCriterion,
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
-        size_divisibility: int,
         num_classes: int,
         class_offset: int,
-        num_predictions: int,
         score_threshold: float,
         output: str,
         crop_masks: bool,
         keep_unused_classes: bool,
         train_refinement: bool,
-        run_chunk_size: int,
-        feature_budget_mib: float,
-        **mask_heads: Any,
+        **parents: Any,
     ) -> None:
         """Args:
-        pixel_mean, pixel_std: per channel, 0..255.
-        size_divisibility: training clips are padded to a multiple of this; at test nothing is padded.
         num_classes: K of the data set.
         class_offset: the class output of the data set's first class; earlier and later ones are never trained.
-        num_predictions: most (object, class) pairs reported per video.
         score_threshold: a pair with a lower score is not reported.
         output: which masks are reported: "refined", "second" or "coarse".
         crop_masks: cut off the rows and columns by which masks exceed a frame whose size is not a multiple of their
             stride; as published they are squeezed in.
         keep_unused_classes: report classes that the data set does not have, as published: labels -1 and K.
         train_refinement: train all masks; otherwise the coarse ones alone, as SeqFormer.
-        run_chunk_size: most frames handled at once at test.
-        feature_budget_mib: what is kept of encoded frames in memory, MiB; the rest goes to temporary files.
-        mask_heads: arguments of `VideoMaskHeads`.
+        parents: arguments of `VideoMaskHeads` and `VideoModel`.
         """
-        super().__init__(**mask_heads)
+        super().__init__(**parents)
         if output not in OUTPUTS:
             raise ValueError(f"MODEL.VMT.OUTPUT must be one of {', '.join(OUTPUTS)}, got {output!r}.")
         num_outputs = detector.class_embed[0].out_features
@@ -83,19 +72,12 @@ class VMT(VideoMaskHeads):
                 f"{num_classes} classes from output {class_offset} on do not fit into {num_outputs} class outputs; "
                 "change MODEL.VMT.NUM_CLASSES, MODEL.VMT.CLASS_OFFSET or MODEL.SEM_SEG_HEAD.NUM_CLASSES."
             )
-        if run_chunk_size < 1:
-            raise ValueError(f"MODEL.VMT.TEST_RUN_CHUNK_SIZE must be at least 1, got {run_chunk_size}.")
         self.detr = detector  # checkpoint name
         self.criterion = criterion
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
-        self.size_divisibility = size_divisibility
         self.num_classes, self.class_offset = num_classes, class_offset
-        self.num_predictions, self.score_threshold = num_predictions, score_threshold
+        self.score_threshold = score_threshold
         self.output, self.crop_masks, self.keep_unused_classes = output, crop_masks, keep_unused_classes
         self.train_refinement = train_refinement
-        self.run_chunk_size = run_chunk_size
-        self.feature_budget_mib = feature_budget_mib
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
@@ -120,23 +102,19 @@ class VMT(VideoMaskHeads):
             subset=vmt.POINT_SUBSET,
         )
         return {
+            **super().from_config(cfg),
             "detector": ClipDetector(
                 body=body, transformer=transformer, num_classes=vmt.NUM_CLASSES, num_queries=vmt.NUM_OBJECT_QUERIES
             ),
             "criterion": VmtCriterion(**VmtCriterion.from_config(cfg)),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-            "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "class_offset": vmt.CLASS_OFFSET,
-            "num_predictions": cfg.TEST.DETECTIONS_PER_IMAGE,
             "score_threshold": vmt.SCORE_THRESHOLD,
             "output": vmt.OUTPUT,
             "crop_masks": vmt.CROP_MASKS,
             "keep_unused_classes": vmt.KEEP_UNUSED_CLASSES,
             "train_refinement": vmt.TRAIN_REFINEMENT,
             "run_chunk_size": vmt.TEST_RUN_CHUNK_SIZE,
-            "feature_budget_mib": cfg.TEST.FEATURE_BUDGET_MB,
             "dim": vmt.HIDDEN_DIM,
             "tap_channels": body.channels[0],
             "has_stem": body.has_stem,
@@ -145,23 +123,16 @@ class VMT(VideoMaskHeads):
         }
 
     @property
-    def device(self) -> torch.device:
-        return self.pixel_mean.device
-
-    def forward(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return weighted losses of the clips in training, the output of one video at test."""
-        if self.training:
-            return self.losses(samples)
-        if len(samples) != 1:
-            raise ValueError(f"at test a video model takes one video at a time, got a list of {len(samples)}.")
-        with torch.inference_mode():
-            return self.inference(samples[0])
+    def divisibility(self) -> int:
+        """At test nothing is padded."""
+        return self.size_divisibility if self.training else 1
 
     # -- training ----------------------------------------------------------------------------------------------------
 
     def losses(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Weighted losses of B training clips of equal length."""
-        images, targets = self.batch_clips(samples)
+        images = self.batch_clips(samples)
+        targets = self.clip_targets(samples, images)
         losses = self.unweighted_losses(images, targets)
         if not any(len(target.classes) for target in targets):
             # Parts that nothing was matched to get a gradient of 0, as in the other processes of a training run.
@@ -169,20 +140,14 @@ class VMT(VideoMaskHeads):
         weights = self.criterion.weight_dict
         return {name: weights[name] * loss for name, loss in losses.items() if name in weights}
 
-    def batch_clips(self, samples: list[dict[str, Any]]) -> tuple[ImageList, list[ClipTarget]]:
-        """Normalise and pad the frames of B clips, clip by clip, and make their targets."""
-        lengths = {len(sample[key]) for sample in samples for key in ("image", "instances")}
-        if len(lengths) != 1:
-            raise ValueError(f"all training clips must have the same number of frames, got {sorted(lengths)}.")
-        frames = [self.normalise(torch.as_tensor(frame)) for sample in samples for frame in sample["image"]]
-        images = ImageList.from_tensors(frames, self.size_divisibility)
+    def clip_targets(self, samples: list[dict[str, Any]], images: ImageList) -> list[ClipTarget]:
+        """Targets of B clips, whose frames are `images`, clip by clip."""
         targets = []
-        for number, sample in enumerate(samples):
+        for sample, size in zip(samples, images.image_sizes[:: self.num_frames], strict=True):
             target = clip_target(sample, tuple(images.tensor.shape[-2:]), self.device, self.num_classes)
-            size = images.image_sizes[number * len(sample["image"])]
             boxes = boxes_of_masks(target["masks"], size)
             targets.append(ClipTarget(target["labels"] + self.class_offset, boxes, target["masks"], size))
-        return images, targets
+        return targets
 
     def unweighted_losses(self, images: ImageList, targets: list[ClipTarget]) -> dict[str, Tensor]:
         """Losses of B clips by their published names; layer i before the last has the suffix _i."""
@@ -247,13 +212,13 @@ class VMT(VideoMaskHeads):
 
     def inference(self, video: dict[str, Any]) -> dict[str, Any]:
         """Segment one video of any length; encoded frames beyond the memory budget wait in temporary files."""
-        frames = video["image"]
         has_shallow = self.lay_compress is not None
         with FrameStore(self.feature_budget_mib, has_shallow=has_shallow) as store:
-            for images in self.read_frames(frames):
-                memory, taps, layout = self.detr.encode(images)
-                store.append(memory, self.frame_maps(self.detr.split_levels(memory, layout)[:3], taps[0], images))
-                size = tuple(images.shape[-2:])
+            for _, images in self.image_batches(video["image"]):
+                memory, taps, layout = self.detr.encode(images.tensor)
+                levels = self.detr.split_levels(memory, layout)[:3]
+                store.append(memory, self.frame_maps(levels, taps[0], images.tensor))
+                size = images.image_sizes[0]
             chunk = self.frames_per_run
             states = self.detr.decode(len(store), lambda: store.read_memory(chunk), layout)
             state = deque(states, maxlen=1).pop()  # only the last layer counts
@@ -271,35 +236,6 @@ class VMT(VideoMaskHeads):
             for logits in self.mask_logits(store, state, queries, size):
                 stream.add(logits)
         return self.report(scores, classes, rows, stream)
-
-    def read_frames(self, frames: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Normalise the T frames (3, H, W) of a video; yields (t, 3, H, W), a few at a time."""
-        if len(frames) == 0:
-            raise ValueError("the video has no frames.")
-        shape = None
-        for start in range(0, len(frames), self.frames_per_run):
-            images = []
-            for t in range(start, min(start + self.frames_per_run, len(frames))):
-                images.append(self.normalise(torch.as_tensor(frames[t])))
-                shape = shape or images[0].shape
-                if images[-1].shape != shape:
-                    raise ValueError(
-                        f"all frames of a video must have one shape; frame 0 has {tuple(shape)}, frame {t} has "
-                        f"{tuple(images[-1].shape)}. Resize them before, or split the video."
-                    )
-            yield torch.stack(images)
-
-    @property
-    def frames_per_run(self) -> int:
-        """Frames handled at once: one on a CPU, where more take memory and save little time."""
-        return 1 if self.device.type == "cpu" else self.run_chunk_size
-
-    def normalise(self, frame: Tensor) -> Tensor:
-        """One frame (3, h, w), 0..255 -> float32 with the mean and deviation of the training images removed."""
-        num_channels = len(self.pixel_mean)
-        if frame.dim() != 3 or frame.shape[0] != num_channels or 0 in frame.shape:
-            raise ValueError(f"a frame must have shape ({num_channels}, height, width), got {tuple(frame.shape)}.")
-        return (frame.to(self.device) - self.pixel_mean) / self.pixel_std
 
     def mask_logits(
         self, store: FrameStore, state: DecoderState, queries: Tensor, size: tuple[int, int]
