@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Terms = tuple[Tensor, Tensor]  # of n anchors: what `contrast` returns
 
-def contrast(anchors: Tensor, positives: Tensor, negatives: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+
+def contrast(anchors: Tensor, positives: Tensor, negatives: Tensor, counts: Tensor) -> Terms:
     """Compare n anchors, each with P positives and some of M negatives.
 
     Args:
@@ -32,6 +36,21 @@ def contrast(anchors: Tensor, positives: Tensor, negatives: Tensor, counts: Tens
         wrong_error = (_products(unit, F.normalize(negatives, dim=-1)).square() * counts).sum(-1)
         error = (right_error + wrong_error) / (positives.shape[-2] + counts.sum(-1))
     return loss, error
+
+
+def join_terms(terms: Sequence[Terms], like: Tensor) -> Terms:
+    """Join the terms of several calls; without any, two empty tensors that are connected to the graph of `like`."""
+    if not terms:
+        nothing = like.flatten()[:0].float()
+        return nothing, nothing
+    losses, errors = zip(*terms, strict=True)
+    return torch.cat(losses), torch.cat(errors)
+
+
+def mean_terms(terms: Terms) -> dict[str, Tensor]:
+    """Means over all anchors, loss_reid and loss_aux_reid; 0, still connected to the graph, without any."""
+    count = max(len(terms[0]), 1)
+    return {"loss_reid": terms[0].sum() / count, "loss_aux_reid": terms[1].sum() / count}
 
 
 def _products(anchors: Tensor, others: Tensor) -> Tensor:

@@ -141,11 +141,13 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         """
         memories, positions = self.flatten_maps(multi_scale)
         sizes = [tuple(level.shape[-2:]) for level in multi_scale]
-        states = self.run_layers(memories, positions, self.resize_features(mask_features.detach(), sizes))
-        return (*self.predict(states, mask_features, **context), clip_mask_features)
+        states, queries = self.run_layers(memories, positions, self.resize_features(mask_features.detach(), sizes))
+        return (*self.predict(states, queries, mask_features, **context), clip_mask_features)
 
-    def predict(self, states: list[Tensor], mask_features: Tensor, **context: Any) -> tuple[dict[str, Any], Tensor]:
-        """Queries before the first and after every layer -> outputs, frame queries; of all layers in training only."""
+    def predict(
+        self, states: list[Tensor], queries: Tensor, mask_features: Tensor, **context: Any
+    ) -> tuple[dict[str, Any], Tensor]:
+        """What `run_layers` returns -> outputs, frame queries (L, BT, Q, C); of all layers in training only."""
         wanted = states if self.training else states[-1:]
         predictions = [self.prediction_heads(state, mask_features, **context) for state in wanted]
         count = self.last_layer_num if self.training else 1
@@ -173,8 +175,10 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         """Mask features (BT, mask_dim, h, w) at the size of every map: (BT, mask_dim, h_l, w_l)."""
         return [resize_bilinear(mask_features, size) for size in sizes]
 
-    def run_layers(self, memories: list[Tensor], positions: list[Tensor], small_features: list[Tensor]) -> list[Tensor]:
-        """Return the normalised queries (BT, Q, C) before the first and after every layer."""
+    def run_layers(
+        self, memories: list[Tensor], positions: list[Tensor], small_features: list[Tensor]
+    ) -> tuple[list[Tensor], Tensor]:
+        """Normalised queries (BT, Q, C) before the first and after every layer; and those of the last as they are."""
         queries, query_pos = self.start_queries(memories[0].shape[1])
         states = [self.normalise(queries)]
         for index in range(self.num_layers):
@@ -184,7 +188,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                 blocked = blocked_keys(mask.flatten(2))
             queries = self.layer(index, queries, query_pos, memories[level], positions[level], blocked)
             states.append(self.normalise(queries))
-        return states
+        return states, queries.transpose(0, 1)
 
     def layer(
         self, index: int, queries: Tensor, query_pos: Tensor, memory: Tensor, position: Tensor, blocked: Tensor

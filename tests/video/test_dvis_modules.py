@@ -17,8 +17,9 @@ from golden_tame import tame_
 from helpers import GOLDEN
 from torch import Tensor
 
+from lbvq.modeling.contrast import mean_terms
 from lbvq.modeling.dvis import contrast, noise
-from lbvq.modeling.dvis.contrast import ClassMemory, clip_terms, mean_terms, neighbour_terms
+from lbvq.modeling.dvis.contrast import ClassMemory, clip_terms, neighbour_terms
 from lbvq.modeling.dvis.noise import MatchNoise
 from lbvq.modeling.dvis.refiner import TemporalRefiner
 from lbvq.modeling.dvis.tracker import ReferringTracker, ReferringTrackerPlus

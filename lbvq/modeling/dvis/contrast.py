@@ -6,16 +6,12 @@ before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from ..contrast import contrast
+from ..contrast import Terms, contrast, join_terms
 
 MEMORY_SIZE = 20  # embeddings of a class, as published
-
-Terms = tuple[Tensor, Tensor]  # both terms of `contrast`, (n,) each
 
 
 def neighbour_terms(references: Tensor, queries: Tensor) -> Terms:
@@ -96,18 +92,3 @@ def clip_terms(embeddings: Tensor, queries: Tensor, labels: Tensor, memory: Clas
     for tracks, label in zip(positives, labels.tolist(), strict=True):
         memory.add(label, tracks)
     return join_terms(terms, embeddings)
-
-
-def join_terms(terms: Sequence[Terms], like: Tensor) -> Terms:
-    """Join the terms of several calls; without any, two empty tensors that are connected to the graph of `like`."""
-    if not terms:
-        nothing = like.flatten()[:0].float()
-        return nothing, nothing
-    losses, errors = zip(*terms, strict=True)
-    return torch.cat(losses), torch.cat(errors)
-
-
-def mean_terms(terms: Terms) -> dict[str, Tensor]:
-    """Means over all anchors, loss_reid and loss_aux_reid; 0, still connected to the graph, without any."""
-    count = max(len(terms[0]), 1)
-    return {"loss_reid": terms[0].sum() / count, "loss_aux_reid": terms[1].sum() / count}

@@ -97,9 +97,9 @@ class VideoMultiScaleMaskedTransformerDecoder(OpenVocabularyTransformerDecoder):
         sizes = [tuple(level.shape[-2:]) for level in multi_scale]
         small = [stack_frames(level, num_frames) for level in self.resize_features(mask_features.detach(), sizes)]
         memories, positions = self.flatten_clips(multi_scale, num_frames)
-        states = self.run_layers(memories, positions, small)
+        states, queries = self.run_layers(memories, positions, small)
         stacked = stack_frames(mask_features, num_frames)
-        return (*self.predict(states, stacked, image_features=image_features), clip_mask_features)
+        return (*self.predict(states, queries, stacked, image_features=image_features), clip_mask_features)
 
     def flatten_clips(self, multi_scale: Sequence[Tensor], num_frames: int) -> tuple[list[Tensor], list[Tensor]]:
         """Three maps (B*T, c, h, w) -> memories (T*h*w, B, C) and their position codes, frame after frame."""

@@ -1,0 +1,1 @@
+"""CTVIS: a frame segmenter that learns to know objects again, and a tracker with births, deaths and a memory."""
