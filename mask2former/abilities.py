@@ -7,7 +7,10 @@ A class that says nothing takes videos and does what `Abilities()` says.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .cfg import Cfg
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def require(model: Any, ability: str) -> None:
         raise ValueError(REFUSALS[ability].format(name=name, or_match=or_match))
 
 
-def check_settings(model: Any, cfg: Any) -> None:
+def check_settings(model: Any, cfg: Cfg) -> None:
     """Refuse settings that a model class would have to ignore."""
     for ability, key in SETTINGS.items():
         value = cfg

@@ -7,7 +7,10 @@ missing, so the order of such calls does not matter and values that are already 
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .cfg import Cfg
 
 # Read by this package.
 _MODEL: dict[str, Any] = {
@@ -143,7 +146,7 @@ _OTHERS: dict[str, Any] = {
 }
 
 
-def add_maskformer2_config(cfg: Any) -> None:
+def add_maskformer2_config(cfg: Cfg) -> None:
     """Add every key of the segmenter that `cfg` lacks, in place."""
     add_missing(cfg, {"MODEL": _MODEL})
     add_missing(cfg, {"MODEL": _DEEPLAB_MODEL})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from fvcore.common.registry import Registry as FvcoreRegistry
@@ -18,6 +18,9 @@ from torch import nn
 
 from .abilities import check_settings
 from .structures import ShapeSpec
+
+if TYPE_CHECKING:
+    from .cfg import Cfg
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +52,7 @@ SEM_SEG_HEADS_REGISTRY = Registry("SEM_SEG_HEADS")  # heads and pixel decoders
 TRANSFORMER_MODULE_REGISTRY = Registry("TRANSFORMER_MODULE")
 
 
-def build_from_cfg(registry: FvcoreRegistry, name: str, cfg: Any, *args: Any) -> Any:
+def build_from_cfg(registry: FvcoreRegistry, name: str, cfg: Cfg, *args: Any) -> Any:
     """Build the object registered as `name` from a configuration.
 
     A class with `from_config` is called with the dictionary that `from_config(cfg, *args)` returns. Everything else
@@ -65,7 +68,7 @@ def build_from_cfg(registry: FvcoreRegistry, name: str, cfg: Any, *args: Any) ->
     return factory(**from_config(cfg, *args))
 
 
-def build_backbone(cfg: Any, input_shape: ShapeSpec | None = None) -> nn.Module:
+def build_backbone(cfg: Cfg, input_shape: ShapeSpec | None = None) -> nn.Module:
     """Build `cfg.MODEL.BACKBONE.NAME`; the input has as many channels as `MODEL.PIXEL_MEAN` unless told otherwise."""
     if input_shape is None:
         input_shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))
@@ -79,12 +82,12 @@ def build_backbone(cfg: Any, input_shape: ShapeSpec | None = None) -> nn.Module:
     return backbone
 
 
-def build_sem_seg_head(cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> nn.Module:
+def build_sem_seg_head(cfg: Cfg, input_shape: Mapping[str, ShapeSpec]) -> nn.Module:
     """Build `cfg.MODEL.SEM_SEG_HEAD.NAME` for the feature maps described by `input_shape`."""
     return build_from_cfg(SEM_SEG_HEADS_REGISTRY, cfg.MODEL.SEM_SEG_HEAD.NAME, cfg, input_shape)
 
 
-def build_model(cfg: Any) -> nn.Module:
+def build_model(cfg: Cfg) -> nn.Module:
     """Build `cfg.MODEL.META_ARCHITECTURE`, without weights, on `cfg.MODEL.DEVICE`."""
     model = build_from_cfg(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, cfg)
     return model.to(resolve_device(cfg.MODEL.DEVICE))

@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -28,6 +28,9 @@ from lbvq.refine import build_refiner, refine_tubes
 from lbvq.zoo import MODELS, find_config
 from mask2former.abilities import require
 from mask2former.registry import build_model
+
+if TYPE_CHECKING:
+    from mask2former.cfg import Cfg
 
 __all__ = ["VideoPredictor", "build_model", "class_names_of", "load_config", "load_model"]
 
@@ -80,7 +83,7 @@ class VideoPredictor:
         classes: Sequence[str] | None = None,
         *,
         weights: str | os.PathLike | None = None,
-        cfg: Any = None,
+        cfg: Cfg = None,
         opts: Sequence[Any] = (),
     ) -> None:
         """Args:
@@ -201,7 +204,7 @@ class VideoPredictor:
             tubes, prediction.scores, prediction.labels, prediction.image_size, self.names, prediction.ids
         )
 
-    def _check_names(self, cfg: Any, given: bool) -> None:
+    def _check_names(self, cfg: Cfg, given: bool) -> None:
         """Names must cover every class; names of the data set that do not are left out with a warning."""
         num_classes = 0 if cfg is None else cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         if self.names is None or len(self.names) >= num_classes:
@@ -218,7 +221,7 @@ class VideoPredictor:
         self.names = None
 
 
-def class_names_of(cfg: Any) -> tuple[str, ...] | None:
+def class_names_of(cfg: Cfg) -> tuple[str, ...] | None:
     """Names of the classes of the data set in DATASETS.TEST, by class index; None when it is not known."""
     if cfg is None or not cfg.DATASETS.TEST:
         return None
@@ -229,12 +232,12 @@ def class_names_of(cfg: Any) -> tuple[str, ...] | None:
     return tuple(names) if names else None
 
 
-def is_open_vocabulary(cfg: Any) -> bool:
+def is_open_vocabulary(cfg: Cfg) -> bool:
     """Whether the classes of a model are given as text, so that it finds whatever is named."""
     return cfg is not None and bool(getattr(cfg.MODEL.get("MASK_FORMER"), "CLIP_CLASSIFIER", False))
 
 
-def _model_from(cfg: Any, weights: str | os.PathLike | None) -> nn.Module:
+def _model_from(cfg: Cfg, weights: str | os.PathLike | None) -> nn.Module:
     """Build a model for inference and load its weights; an untrained one is announced loudly."""
     cfg = cfg.clone()
     cfg.defrost()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from lbvq.modeling.online.frame_matching import online_form
 from lbvq.modeling.online.segmenter import StepMasks, StreamState, evidence_length, join_evidence
 from lbvq.modeling.postprocess import MaskStream, inside_sums, mask_quality, resize, upsample_and_crop
 from lbvq.refine import refiner_name
+
+if TYPE_CHECKING:
+    from mask2former.cfg import Cfg
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +54,7 @@ class StreamPredictor:
         classes: Sequence[str] | None = None,
         *,
         weights: str | os.PathLike | None = None,
-        cfg: Any = None,
+        cfg: Cfg = None,
         opts: Sequence[Any] = (),
         keep_masks: bool = True,
     ) -> None:
@@ -214,7 +217,7 @@ class StreamPredictor:
         return f"{type(self.model).__name__}, {type(model).__name__} with {count} parameters"
 
 
-def _without_refinement(source: Any, cfg: Any, opts: Sequence[Any]) -> tuple[Any, Any]:
+def _without_refinement(source: Any, cfg: Cfg, opts: Sequence[Any]) -> tuple[Any, Any]:
     """Masks of a stream are not refined; say so if the configuration asks for it."""
     if isinstance(source, (str, os.PathLike)):
         source = load_config(source, opts)

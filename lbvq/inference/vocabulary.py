@@ -14,7 +14,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from torch import Tensor
 
 from lbvq.modeling.ovformer.towers import ClipTowers
 from lbvq.modeling.ovformer.zero_shot import read_text_embeddings
+
+if TYPE_CHECKING:
+    from mask2former.cfg import Cfg
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +105,7 @@ def embed_names(
     return torch.stack([found[name] for name in plain])
 
 
-def embeddings_for(cfg: Any, names: Sequence[str], *, known_names: Sequence[str] | None = None) -> Tensor:
+def embeddings_for(cfg: Cfg, names: Sequence[str], *, known_names: Sequence[str] | None = None) -> Tensor:
     """Text embeddings (n, E) of class names for a configuration.
 
     Args:
@@ -126,7 +129,7 @@ def embeddings_for(cfg: Any, names: Sequence[str], *, known_names: Sequence[str]
     )
 
 
-def with_classes(cfg: Any, names: Sequence[str], *, known_names: Sequence[str] | None = None) -> Any:
+def with_classes(cfg: Cfg, names: Sequence[str], *, known_names: Sequence[str] | None = None) -> Any:
     """Copy of a configuration of an open-vocabulary model whose classes are `names`; see `embeddings_for`."""
     text = embeddings_for(cfg, names, known_names=known_names).numpy()
     path = cache_folder() / "vocabularies" / f"{_digest(text.tobytes().hex())}.npy"

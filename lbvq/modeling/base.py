@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from mask2former.abilities import Abilities
 from mask2former.modeling.criterion import SetCriterion
 from mask2former.registry import build_backbone, build_sem_seg_head
 from mask2former.structures import ImageList
+
+if TYPE_CHECKING:
+    from mask2former.cfg import Cfg
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +73,7 @@ class VideoModel(nn.Module):
         self.feature_budget_mib = feature_budget_mib
 
     @classmethod
-    def from_config(cls, cfg: Any) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg) -> dict[str, Any]:
         """Keyword arguments of the constructor that are common to all methods."""
         return {
             "num_frames": cfg.INPUT.SAMPLING_FRAME_NUM,
@@ -224,7 +227,7 @@ class FrameSegmenter(VideoModel):
             self.compile_encoder()
 
     @classmethod
-    def from_config(cls, cfg: Any) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg) -> dict[str, Any]:
         backbone = build_backbone(cfg)
         return {
             **super().from_config(cfg),
@@ -264,7 +267,7 @@ class FrameSegmenter(VideoModel):
 VideoSegmenter = FrameSegmenter  # its name in version 0.1
 
 
-def is_compiled(cfg: Any) -> bool:
+def is_compiled(cfg: Cfg) -> bool:
     """Whether to compile the frame segmenter; says so when that will not help."""
     if cfg.MODEL.COMPILE and not (str(cfg.MODEL.DEVICE).startswith("cuda") and torch.cuda.is_available()):
         logger.warning(

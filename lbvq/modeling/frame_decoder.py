@@ -6,7 +6,7 @@ training, for methods with a clip module, those of the last LAST_LAYER_NUM layer
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,16 @@ from mask2former.layers import MLP
 from mask2former.modeling.transformer_decoder import MultiScaleMaskedTransformerDecoder
 from mask2former.registry import TRANSFORMER_MODULE_REGISTRY
 
+if TYPE_CHECKING:
+    from mask2former.cfg import Cfg
+
 
 @TRANSFORMER_MODULE_REGISTRY.register()
 class LbvqMultiScaleMaskedTransformerDecoder(MultiScaleMaskedTransformerDecoder):
     """Frame decoder of LBVQ."""
 
     @classmethod
-    def from_config(cls, cfg: Any, in_channels: int, mask_classification: bool = True) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg, in_channels: int, mask_classification: bool = True) -> dict[str, Any]:
         arguments = super().from_config(cfg, in_channels, mask_classification)
         return {**arguments, "last_layer_num": cfg.MODEL.LBVQ.LAST_LAYER_NUM}
 
@@ -31,7 +34,7 @@ class VitaMultiScaleMaskedTransformerDecoder(MultiScaleMaskedTransformerDecoder)
     """Frame decoder of VITA and GenVIS."""
 
     @classmethod
-    def from_config(cls, cfg: Any, in_channels: int, mask_classification: bool = True) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg, in_channels: int, mask_classification: bool = True) -> dict[str, Any]:
         arguments = super().from_config(cfg, in_channels, mask_classification)
         return {**arguments, "last_layer_num": cfg.MODEL.VITA.LAST_LAYER_NUM}
 

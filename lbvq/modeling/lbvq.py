@@ -7,7 +7,7 @@ frames say. Published AP with ResNet-50: 52.2 on YouTube-VIS 2019, 44.8 on YouTu
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -15,6 +15,9 @@ from mask2former.registry import META_ARCH_REGISTRY
 
 from .clips.decoder import ClipDecoder, clip_mask_conv
 from .clips.segmenter import ClipSegmenter
+
+if TYPE_CHECKING:
+    from mask2former.cfg import Cfg
 
 FRAMES_AT_ONCE = 32  # frames in one cross-attention call; bounds memory for long videos
 
@@ -26,7 +29,7 @@ class Lbvq(ClipSegmenter):
     prefix = "lbvq"
 
     @classmethod
-    def build_clip_module(cls, cfg: Any) -> LBVQ:
+    def build_clip_module(cls, cfg: Cfg) -> LBVQ:
         return LBVQ(**LBVQ.from_config(cfg, "LBVQ"))
 
 

@@ -8,7 +8,7 @@ looked at again before the masks are made. Published AP with ResNet-50: 49.8 on 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -19,6 +19,9 @@ from .clips.decoder import ClipDecoder, clip_mask_conv
 from .clips.encoder import encode_frame_queries
 from .clips.segmenter import ClipSegmenter
 
+if TYPE_CHECKING:
+    from mask2former.cfg import Cfg
+
 
 @META_ARCH_REGISTRY.register()
 class Vita(ClipSegmenter):
@@ -27,7 +30,7 @@ class Vita(ClipSegmenter):
     prefix = "vita"
 
     @classmethod
-    def build_clip_module(cls, cfg: Any) -> VITA:
+    def build_clip_module(cls, cfg: Cfg) -> VITA:
         return VITA(**VITA.from_config(cfg, "VITA"))
 
 
@@ -64,7 +67,7 @@ class VITA(ClipDecoder):
         self.vita_mask_features = clip_mask_conv(conv_dim, mask_dim)
 
     @classmethod
-    def from_config(cls, cfg: Any, group: str) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg, group: str) -> dict[str, Any]:
         clip = cfg.MODEL.VITA  # GenVIS' too
         return {
             **super().from_config(cfg, group),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from ..points import point_sample, uncertain_points
 from .matcher import HungarianMatcher, Match
+
+if TYPE_CHECKING:
+    from ..cfg import Cfg
 
 
 class SetCriterion(nn.Module):
@@ -49,7 +52,7 @@ class SetCriterion(nn.Module):
         self.register_buffer("empty_weight", empty_weight)  # checkpoint name
 
     @classmethod
-    def from_config(cls, cfg: Any, last_layer_num: int = 1) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg, last_layer_num: int = 1) -> dict[str, Any]:
         mask_former = cfg.MODEL.MASK_FORMER
         weights = {
             "loss_ce": mask_former.CLASS_WEIGHT,

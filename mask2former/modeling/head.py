@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from ..registry import SEM_SEG_HEADS_REGISTRY, TRANSFORMER_MODULE_REGISTRY, build_from_cfg
 from ..structures import ShapeSpec
+
+if TYPE_CHECKING:
+    from ..cfg import Cfg
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +30,7 @@ class MaskFormerHead(nn.Module):
         self.num_classes = num_classes
 
     @classmethod
-    def from_config(cls, cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
         head, mask_former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
         missing = [name for name in head.IN_FEATURES if name not in input_shape]
         if missing:

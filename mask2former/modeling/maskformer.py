@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,9 @@ from ..abilities import Abilities
 from ..registry import META_ARCH_REGISTRY, build_backbone, build_sem_seg_head
 from ..structures import BitMasks, ImageList, Instances, PolygonMasks
 from .criterion import SetCriterion
+
+if TYPE_CHECKING:
+    from ..cfg import Cfg
 
 # Queries resized at a time: bounds the memory of full-resolution mask logits.
 QUERY_CHUNK = 16
@@ -79,7 +82,7 @@ class MaskFormer(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
     @classmethod
-    def from_config(cls, cfg: Any) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg) -> dict[str, Any]:
         mask_former = cfg.MODEL.MASK_FORMER
         backbone = build_backbone(cfg)
         return {

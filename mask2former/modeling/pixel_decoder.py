@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from ..registry import SEM_SEG_HEADS_REGISTRY
 from ..resize import resize_bilinear
 from ..structures import ShapeSpec
 from .deform_attn import MSDeformAttn, Sizes
+
+if TYPE_CHECKING:
+    from ..cfg import Cfg
 
 NUM_POINTS = 4  # as published: sampling points per head and map
 DIM_FEEDFORWARD = 1024  # as published: not MASK_FORMER.DIM_FEEDFORWARD, which is the decoder's
@@ -164,7 +167,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             self.add_module(f"layer_{number}", _convolution(conv_dim, conv_dim, 3, norm, activation=F.relu))
 
     @classmethod
-    def from_config(cls, cfg: Any, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
         head, mask_former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
         return {
             "input_shape": {name: input_shape[name] for name in head.IN_FEATURES},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from ..registry import BACKBONE_REGISTRY
 from ..structures import ShapeSpec
 from .backbone import Backbone, check_out_features
 from .folding import WithFolds
+
+if TYPE_CHECKING:
+    from ..cfg import Cfg
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 BASIC_DEPTHS = (18, 34)
@@ -156,7 +159,7 @@ class ResNet(Backbone):
         self.freeze(freeze_at)
 
     @classmethod
-    def from_config(cls, cfg: Any, input_shape: ShapeSpec) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg, input_shape: ShapeSpec) -> dict[str, Any]:
         resnets = cfg.MODEL.RESNETS
         if any(resnets.DEFORM_ON_PER_STAGE):
             raise ValueError(
@@ -205,7 +208,7 @@ class ResNet(Backbone):
 
 
 @BACKBONE_REGISTRY.register()
-def build_resnet_backbone(cfg: Any, input_shape: ShapeSpec) -> ResNet:
+def build_resnet_backbone(cfg: Cfg, input_shape: ShapeSpec) -> ResNet:
     """Build the ResNet that `MODEL.RESNETS` and `MODEL.BACKBONE.FREEZE_AT` describe."""
     return ResNet(**ResNet.from_config(cfg, input_shape))
 

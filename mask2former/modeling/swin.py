@@ -11,7 +11,7 @@ Tokens stay on their grid here: a feature map is (B, h, w, C), B being any batch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,9 @@ from ..linear import Linear
 from ..registry import BACKBONE_REGISTRY
 from ..structures import ShapeSpec
 from .backbone import Backbone, check_out_features
+
+if TYPE_CHECKING:
+    from ..cfg import Cfg
 
 # Added to the attention of two tokens that are neighbours only because the shifted map wraps around.
 SHIFT_PENALTY = -100.0
@@ -289,7 +292,7 @@ class D2SwinTransformer(Backbone):
         self._out_feature_strides = {name: patch_size * 2**idx for idx, name in enumerate(names)}
 
     @classmethod
-    def from_config(cls, cfg: Any, input_shape: ShapeSpec) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg, input_shape: ShapeSpec) -> dict[str, Any]:
         swin = cfg.MODEL.SWIN
         return {
             "pretrain_img_size": swin.PRETRAIN_IMG_SIZE,

@@ -8,7 +8,7 @@ Level k is the feature map `layer{k}` at stride 2^k.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from ..registry import BACKBONE_REGISTRY
 from ..structures import ShapeSpec
 from .backbone import Backbone
 from .folding import WithFolds
+
+if TYPE_CHECKING:
+    from ..cfg import Cfg
 
 
 class FoldingBasicBlock(WithFolds, tv_resnet.BasicBlock):
@@ -104,7 +107,7 @@ class TimmBackbone(Backbone):
 
 
 @BACKBONE_REGISTRY.register()
-def build_timm_backbone(cfg: Any, input_shape: ShapeSpec) -> TimmBackbone:
+def build_timm_backbone(cfg: Cfg, input_shape: ShapeSpec) -> TimmBackbone:
     """Build the network that `MODEL.TIMM` describes; `MODEL.BACKBONE.FREEZE_AT` does not matter here."""
     options = cfg.MODEL.TIMM
     # The suffix names the training data of published weights, not another network.

@@ -15,7 +15,7 @@ Steps that a subclass may replace: `flatten_maps` and `resize_features` (what is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ from ..layers import (
 from ..linear import Linear, mask_logits
 from ..registry import TRANSFORMER_MODULE_REGISTRY
 from ..resize import resize_bilinear
+
+if TYPE_CHECKING:
+    from ..cfg import Cfg
 
 NUM_LEVELS = 3
 
@@ -99,7 +102,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         self.mask_embed = MLP(hidden_dim, hidden_dim, mask_dim, 3)
 
     @classmethod
-    def from_config(cls, cfg: Any, in_channels: int, mask_classification: bool = True) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg, in_channels: int, mask_classification: bool = True) -> dict[str, Any]:
         if not mask_classification:
             raise ValueError("the masked-attention decoder always classifies masks; mask_classification must be True.")
         mask_former = cfg.MODEL.MASK_FORMER

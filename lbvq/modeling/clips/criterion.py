@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,9 @@ from mask2former.points import point_sample, uncertain_points
 
 from ..targets import ABSENT
 from .matcher import ClipMatcher
+
+if TYPE_CHECKING:
+    from mask2former.cfg import Cfg
 
 
 class ClipCriterion(nn.Module):
@@ -57,7 +60,7 @@ class ClipCriterion(nn.Module):
         self.register_buffer("empty_weight", empty_weight)  # checkpoint name
 
     @classmethod
-    def from_config(cls, cfg: Any, prefix: str, group: str | None = None) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg, prefix: str, group: str | None = None) -> dict[str, Any]:
         """Weights and point sampling of the frame losses, the rest from `MODEL.<group>` (`MODEL.<PREFIX>`)."""
         clip, mask_former = cfg.MODEL[group or prefix.upper()], cfg.MODEL.MASK_FORMER
         weights = {

@@ -8,12 +8,15 @@ they look at the frames is what the methods differ in; that part is in `lbvq.py`
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from mask2former.layers import MLP, Conv2d, CrossAttentionLayer, FFNLayer, SelfAttentionLayer, c2_xavier_fill
+
+if TYPE_CHECKING:
+    from mask2former.cfg import Cfg
 
 
 class ClipDecoder(nn.Module):
@@ -80,7 +83,7 @@ class ClipDecoder(nn.Module):
         self.sim_embed_clip = nn.Linear(hidden_dim, hidden_dim) if use_sim and sim_use_clip else None
 
     @classmethod
-    def from_config(cls, cfg: Any, group: str) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg, group: str) -> dict[str, Any]:
         """Keyword arguments from the configuration group `MODEL.<group>` and those of the frame segmenter."""
         clip, head, mask_former = cfg.MODEL[group], cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
         return {

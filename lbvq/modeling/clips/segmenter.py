@@ -7,7 +7,7 @@ is the object's mask there.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from ..postprocess import MaskStream, image_output, select_top, video_output
 from ..targets import prepare_targets
 from .criterion import ClipCriterion
 from .decoder import ClipMasks
+
+if TYPE_CHECKING:
+    from mask2former.cfg import Cfg
 
 
 class ClipSegmenter(FrameSegmenter):
@@ -63,12 +66,12 @@ class ClipSegmenter(FrameSegmenter):
             self.freeze_all_but(f"{self.prefix}_module")
 
     @classmethod
-    def build_clip_module(cls, cfg: Any) -> nn.Module:
+    def build_clip_module(cls, cfg: Cfg) -> nn.Module:
         """Build the clip module of this method."""
         raise NotImplementedError
 
     @classmethod
-    def from_config(cls, cfg: Any) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg) -> dict[str, Any]:
         clip = cfg.MODEL[cls.prefix.upper()]
         return {
             **super().from_config(cfg),

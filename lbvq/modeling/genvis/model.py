@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from ..targets import prepare_targets
 from ..vita import VITA, Vita
 from .criterion import GenvisCriterion, split_target
 from .memory import Memory, recall, remember
+
+if TYPE_CHECKING:
+    from mask2former.cfg import Cfg
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +61,11 @@ class Genvis(OnlineSegmenter, Vita):
         self.clip_length = clip_length
 
     @classmethod
-    def build_clip_module(cls, cfg: Any) -> GenVIS:
+    def build_clip_module(cls, cfg: Cfg) -> GenVIS:
         return GenVIS(**GenVIS.from_config(cfg, "VITA"))
 
     @classmethod
-    def from_config(cls, cfg: Any) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg) -> dict[str, Any]:
         return {
             **super().from_config(cfg),
             "genvis_criterion": GenvisCriterion(**GenvisCriterion.from_config(cfg, "genvis", "VITA")),
@@ -161,7 +164,7 @@ class GenVIS(VITA):
         self.pre_query_embed_v = nn.Linear(hidden_dim, hidden_dim)
 
     @classmethod
-    def from_config(cls, cfg: Any, group: str) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg, group: str) -> dict[str, Any]:
         return {**super().from_config(cfg, group), "num_frames": cfg.MODEL.GENVIS.LEN_CLIP_WINDOW}
 
     def forward(self, frame_queries: Tensor, memory: Memory, state: Tensor) -> tuple[dict[str, Any], Tensor]:

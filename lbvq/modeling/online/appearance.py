@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,9 @@ from mask2former.layers import MLP, Conv2d
 from mask2former.modeling.matcher import Match
 
 from ..targets import ABSENT
+
+if TYPE_CHECKING:
+    from mask2former.cfg import Cfg
 
 NUM_GROUPS = 32
 NUM_LAYERS = 3
@@ -45,7 +48,7 @@ class AppearanceDecoder(nn.Module):
         self.reid_embd = MLP(hidden_dim, hidden_dim, hidden_dim, NUM_LAYERS)  # checkpoint name
 
     @classmethod
-    def from_config(cls, cfg: Any, backbone_shape: Mapping[str, Any]) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg, backbone_shape: Mapping[str, Any]) -> dict[str, Any]:
         names = cfg.MODEL.APPEARANCE_DECODER.IN_FEATURES
         missing = [name for name in names if name not in backbone_shape]
         if missing:

@@ -8,7 +8,7 @@ with ResNet-50: 47.3 on YouTube-VIS 2019, 43.9 on YouTube-VIS 2021, 26.7 on OVIS
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -19,6 +19,9 @@ from ..base import FrameSegmenter
 from ..targets import prepare_targets
 from .frame_matching import FrameMatching
 
+if TYPE_CHECKING:
+    from mask2former.cfg import Cfg
+
 
 @META_ARCH_REGISTRY.register()
 class VideoMaskFormer_frame(FrameSegmenter, FrameMatching):  # published name
@@ -27,7 +30,7 @@ class VideoMaskFormer_frame(FrameSegmenter, FrameMatching):  # published name
     can = replace(FrameSegmenter.can, online=True)
 
     @classmethod
-    def from_config(cls, cfg: Any) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg) -> dict[str, Any]:
         minvis = cfg.MODEL.MINVIS
         return {
             **super().from_config(cfg),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from .appearance import AppearanceDecoder, contrastive_losses, object_pairs
 from .frame_matching import FrameMatching
 from .segmenter import Evidence, StreamState
 from .tracking import Memory, assign_queries, cosine_similarity
+
+if TYPE_CHECKING:
+    from mask2former.cfg import Cfg
 
 
 @META_ARCH_REGISTRY.register()
@@ -64,7 +67,7 @@ class VISAGE(FrameSegmenter, FrameMatching):
         self.shared_labels = shared_labels
 
     @classmethod
-    def from_config(cls, cfg: Any) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg) -> dict[str, Any]:
         visage, decoder = cfg.MODEL.VISAGE, cfg.MODEL.APPEARANCE_DECODER
         arguments = super().from_config(cfg)
         shape = arguments["backbone"].output_shape()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from torch import Tensor
 from mask2former.modeling.criterion import SetCriterion, layer_weights
 from mask2former.modeling.matcher import HungarianMatcher, Match, pairwise_dice, pairwise_sigmoid_ce
 from mask2former.points import point_sample
+
+if TYPE_CHECKING:
+    from mask2former.cfg import Cfg
 
 NUM_SAMPLED_CLASSES = 50  # classes of a federated subset, "no object" included
 CLASS_LOSS_FACTOR = 1.7
@@ -70,7 +73,7 @@ class OpenVocabularyCriterion(SetCriterion):
         self.register_buffer("freq_weight", class_frequency)  # checkpoint name
 
     @classmethod
-    def from_config(cls, cfg: Any) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg) -> dict[str, Any]:
         mask_former = cfg.MODEL.MASK_FORMER
         weights = {
             "loss_ce": mask_former.CLASS_WEIGHT,

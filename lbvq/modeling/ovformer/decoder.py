@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,11 +15,14 @@ from mask2former.registry import TRANSFORMER_MODULE_REGISTRY
 
 from .zero_shot import RANDOM_TEXT, ZeroShotClassifier, read_text_embeddings
 
+if TYPE_CHECKING:
+    from mask2former.cfg import Cfg
+
 # Published name of the image decoder, which is also that of Mask2Former's own -> ours.
 DECODER_NAMES = {"MultiScaleMaskedTransformerDecoder": "OpenVocabularyTransformerDecoder"}
 
 
-def with_open_vocabulary_decoder(cfg: Any) -> Any:
+def with_open_vocabulary_decoder(cfg: Cfg) -> Any:
     """Copy of a configuration that names OVFormer's decoder where it has the name of Mask2Former's."""
     mask_former = cfg.MODEL.MASK_FORMER
     if not mask_former.CLIP_CLASSIFIER:
@@ -49,7 +52,7 @@ class OpenVocabularyTransformerDecoder(MultiScaleMaskedTransformerDecoder):
         self.object_embed = MLP(hidden_dim, hidden_dim, 2, 2)
 
     @classmethod
-    def from_config(cls, cfg: Any, in_channels: int, mask_classification: bool = True) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg, in_channels: int, mask_classification: bool = True) -> dict[str, Any]:
         arguments = super().from_config(cfg, in_channels, mask_classification)
         path = cfg.MODEL.MASK_FORMER.CLIP_TEXT_PATH
         text = read_text_embeddings(path, arguments["num_classes"])

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -36,6 +36,9 @@ from .towers import ClipTowers
 from .tracks import LinkedTracks
 from .zero_shot import open_vocabulary_scores
 
+if TYPE_CHECKING:
+    from mask2former.cfg import Cfg
+
 LVIS_VAL_FEATURES = "datasets/metadata/lvis_val_clip_feature.pkl"  # as published: no key of the configuration names it
 LVVIS_CLASSES = 1196  # as published: `freq_weight` of the video models has this length whatever the vocabulary is
 CLIP_LENGTH = 5  # frames of a clip at test
@@ -53,7 +56,7 @@ class OpenVocabularyModel:
     training_image_features: ImageFeatures
 
     @staticmethod
-    def feature_sources(cfg: Any, test_path: str | None = None) -> dict[str, ImageFeatures]:
+    def feature_sources(cfg: Cfg, test_path: str | None = None) -> dict[str, ImageFeatures]:
         """Arguments `image_features` and `training_image_features` of the constructors; no file is opened."""
         mask_former = cfg.MODEL.MASK_FORMER
         load = functools.partial(ClipTowers.load, mask_former.CLIP_MODEL, mask_former.CLIP_WEIGHTS)
@@ -103,7 +106,7 @@ class OVFormer(OpenVocabularyModel, MaskFormer):  # published name
         self.image_features, self.training_image_features = image_features, training_image_features
 
     @classmethod
-    def from_config(cls, cfg: Any) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg) -> dict[str, Any]:
         cfg = with_open_vocabulary_decoder(cfg)
         return {
             **super().from_config(cfg),
@@ -161,7 +164,7 @@ class OpenVocabularyVideoModel(OpenVocabularyModel, FrameSegmenter):
         self.image_features, self.training_image_features = image_features, training_image_features
 
     @classmethod
-    def from_config(cls, cfg: Any) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg) -> dict[str, Any]:
         cfg = with_open_vocabulary_decoder(cfg)
         arguments = {**OpenVocabularyCriterion.from_config(cfg), **cls.class_frequency_of(cfg)}
         return {
@@ -171,7 +174,7 @@ class OpenVocabularyVideoModel(OpenVocabularyModel, FrameSegmenter):
         }
 
     @classmethod
-    def class_frequency_of(cls, cfg: Any) -> dict[str, Any]:
+    def class_frequency_of(cls, cfg: Cfg) -> dict[str, Any]:
         """Argument `class_frequency` of the criterion, when it does not come from the configuration."""
         return {}
 
@@ -185,7 +188,7 @@ class OVFormerVideo(OpenVocabularyVideoModel):  # published name
     """The image model on videos: every frame on its own, queries followed through a memory of their embeddings."""
 
     @classmethod
-    def class_frequency_of(cls, cfg: Any) -> dict[str, Any]:
+    def class_frequency_of(cls, cfg: Cfg) -> dict[str, Any]:
         return {"class_frequency": torch.zeros(LVVIS_CLASSES)}  # not trained, so the counts are of no use
 
     def losses(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -239,7 +242,7 @@ class VideoOVFormer(OpenVocabularyVideoModel):  # published name
     """The clip model: the frames of a clip share their queries, queries are followed from clip to clip."""
 
     @classmethod
-    def from_config(cls, cfg: Any) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg) -> dict[str, Any]:
         return {**super().from_config(cfg), "num_predictions": CLIP_PREDICTIONS}
 
     def losses(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:

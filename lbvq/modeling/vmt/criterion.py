@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,9 @@ from mask2former.modeling.criterion import average_over_processes, dice_loss, la
 from .boxes import corners, giou
 from .dynamic_masks import double_size
 from .mask_heads import ObjectMasks
+
+if TYPE_CHECKING:
+    from mask2former.cfg import Cfg
 
 FOCUS = 2.0  # exponent of the focal losses
 NO_LOGIT = -1e4  # a pixel that does not take part in a dice loss
@@ -103,7 +106,7 @@ class VmtCriterion(nn.Module):
         self.alpha = alpha
 
     @classmethod
-    def from_config(cls, cfg: Any) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg) -> dict[str, Any]:
         vmt = cfg.MODEL.VMT
         each_layer = {
             "loss_ce": vmt.CLASS_WEIGHT,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,6 +30,9 @@ from .edges import PointTransformer
 from .frame_store import FrameStore
 from .mask_heads import FrameMaps, ObjectMasks, ObjectParameters, VideoMaskHeads, output_logits
 from .transformer import ClipTransformer, DecoderState
+
+if TYPE_CHECKING:
+    from mask2former.cfg import Cfg
 
 OUTPUTS = ("refined", "second", "coarse")
 
@@ -80,7 +83,7 @@ class VMT(VideoMaskHeads, VideoModel):
         self.train_refinement = train_refinement
 
     @classmethod
-    def from_config(cls, cfg: Any) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg) -> dict[str, Any]:
         vmt = cfg.MODEL.VMT
         body = BackboneBody(build_backbone(cfg))
         transformer = ClipTransformer(
