@@ -7,14 +7,14 @@ frame. Line width and text size follow the frame size.
 from __future__ import annotations
 
 import colorsys
-import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+
+from lbvq.video.text import text_plate
 
 _COLORS = (
     (230, 45, 60),
@@ -125,7 +125,7 @@ def contact_sheet(
         y, x = (cell_height - picture.shape[0]) // 2, (cell_width - picture.shape[1]) // 2
         cell[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
         if titles is not None:
-            _paste(cell, _label(titles[index], _text_size(cell_height, cell_width), (30, 30, 30)), 0, 0)
+            _paste(cell, text_plate(titles[index], _text_size(cell_height, cell_width), (30, 30, 30)), 0, 0)
     return sheet
 
 
@@ -180,7 +180,7 @@ def _put_label(canvas: np.ndarray, text: str, box: _Box, color: tuple[int, int, 
 def _labels(text: str, color: tuple[int, int, int], height: int, width: int) -> list[np.ndarray]:
     """The label and ever shorter ones without its last words, none wider than the frame allows but the last."""
     words, size = text.split() or [""], _text_size(height, width)
-    labels = [_label(" ".join(words[:count]), size, color) for count in range(len(words), 0, -1)]
+    labels = [text_plate(" ".join(words[:count]), size, color) for count in range(len(words), 0, -1)]
     return [label for label in labels if label.shape[1] <= _MAX_LABEL_WIDTH * width] or labels[-1:]
 
 
@@ -201,20 +201,6 @@ def _text_size(height: int, width: int) -> int:
 
 def _line_width(canvas: np.ndarray) -> int:
     return max(1, round(math.sqrt(canvas.shape[0] * canvas.shape[1]) / 400))
-
-
-@functools.lru_cache(maxsize=512)
-def _label(text: str, size: int, color: tuple[int, int, int]) -> np.ndarray:
-    """Text on a plate of `color`, black or white, whichever is easier to read: (h, w, 3) uint8."""
-    font = ImageFont.load_default(size)
-    pad = max(2, size // 5)
-    left, _, right, _ = font.getbbox(text or " ")
-    ascent, descent = font.getmetrics()
-    brightness = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
-    ink = (0, 0, 0) if brightness > 125 else (255, 255, 255)
-    plate = Image.new("RGB", (math.ceil(right - left) + 2 * pad, ascent + descent + pad), color)
-    ImageDraw.Draw(plate).text((pad - left, pad // 2), text, fill=ink, font=font)
-    return np.asarray(plate)
 
 
 def _paste(canvas: np.ndarray, label: np.ndarray, left: int, top: int) -> None:
