@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from torch import Tensor
 from . import comm
 from .download import Checksum, DownloadError, download, file_digest
 from .known_weights import ADDRESSES, HUB, how_to_get, licence_of
-from .safe_pickle import LEGACY_TORCH_MAGIC, load_pickle, numpy_globals
+from .torch_files import LEGACY_TORCH_START, ZIP_START, read_torch_file
 
 logger = logging.getLogger(__name__)
 
@@ -166,42 +165,15 @@ def read_weights(path: str | os.PathLike) -> WeightFile:
     path = Path(path)
     with open(path, "rb") as file:
         start = file.read(64)
-    if start[:4] == b"PK\x03\x04":
-        return _from_checkpoint(path, _torch_load(path), "torch checkpoint")
     if _is_safetensors(start, path.stat().st_size):
         return _read_safetensors(path)
     _refuse_what_is_no_weight_file(path, start)
-    content = _unpickle(path)
-    if isinstance(content, int) and content == LEGACY_TORCH_MAGIC:
-        return _from_checkpoint(path, _torch_load(path), "torch checkpoint (old format)")
+    content = read_torch_file(path)
+    if start.startswith(ZIP_START):
+        return _from_checkpoint(path, content, "torch checkpoint")
+    if LEGACY_TORCH_START in start:
+        return _from_checkpoint(path, content, "torch checkpoint (old format)")
     return _from_pickle(path, content)
-
-
-def _torch_load(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals(numpy_globals()):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        what = (
-            f"{refused[1]}, which is not allowed in a weight file" if refused else "more than tensors and plain values"
-        )
-        raise ValueError(
-            f"{path} holds {what}; it was not loaded, because loading would run code from the file. "
-            "Re-save its tensors with a program that you trust."
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is damaged or no torch file: {error}") from error
-
-
-def _unpickle(path: Path) -> Any:
-    try:
-        with open(path, "rb") as file:
-            return load_pickle(file)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} was not loaded: {error}.") from error
-    except (EOFError, ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is damaged or no weight file: {error}") from error
 
 
 def _is_safetensors(start: bytes, size: int) -> bool:
