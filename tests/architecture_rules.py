@@ -63,7 +63,6 @@ FVCORE_PARTS = ("config", "registry", "timer", "history_buffer", "param_schedule
 
 # Package of an extra in pyproject.toml -> name it is imported by; None: a tool that is never imported.
 OPTIONAL: dict[str, str | None] = {
-    "safetensors": "safetensors",
     "tensorboard": "tensorboard",
     "wandb": "wandb",
     "submitit": "submitit",

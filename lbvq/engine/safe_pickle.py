@@ -182,11 +182,15 @@ class _SafeUnpickler(pickle._Unpickler):
     def load_frozenset(self) -> None:
         self.append(frozenset(map(_checked_key, self.pop_mark())))
 
+    def load_bytearray8(self) -> None:
+        count = int.from_bytes(self.read(8), "little")
+        self.append(bytearray(self.read(count)))  # Python's own takes the memory before it reads
+
     def refuse(self) -> None:
         raise pickle.UnpicklingError("making objects of classes is not allowed in a weight file")
 
 
-_CHECKED = "REDUCE BUILD SETITEM SETITEMS APPEND APPENDS DICT ADDITEMS FROZENSET".split()
+_CHECKED = "REDUCE BUILD SETITEM SETITEMS APPEND APPENDS DICT ADDITEMS FROZENSET BYTEARRAY8".split()
 _REFUSED = "NEWOBJ NEWOBJ_EX INST OBJ EXT1 EXT2 EXT4".split()
 _SafeUnpickler.dispatch.update(
     {getattr(pickle, code)[0]: getattr(_SafeUnpickler, f"load_{code.lower()}") for code in _CHECKED}
@@ -195,7 +199,7 @@ _SafeUnpickler.dispatch.update(
 
 
 def _kind(value: Any) -> str:
-    return type(value).__name__.strip("_")
+    return "class" if type(value) is _Name else type(value).__name__.strip("_").lower()
 
 
 def _checked_key(key: Any) -> Any:
@@ -223,7 +227,7 @@ class _Dtype:
         """Take the byte order; whatever else a state may say must be what it is for plain numbers."""
         if not isinstance(state, tuple) or len(state) < 8 or state[1] not in ("<", ">", "=", "|", b"<", b">", b"|"):
             raise pickle.UnpicklingError("the state of an array type is damaged")
-        if any(part is not None for part in state[2:5]) or state[5] not in (-1, self.numpy.itemsize) or state[7] != 0:
+        if any(part is not None for part in state[2:5]) or state[5] not in (-1, self.numpy.itemsize):
             raise pickle.UnpicklingError("array types with fields or objects are not allowed in a weight file")
         order = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
         self.numpy = self.numpy.newbyteorder(order)

@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from . import comm
@@ -183,10 +185,10 @@ def _is_safetensors(start: bytes, size: int) -> bool:
 
 def _read_safetensors(path: Path) -> WeightFile:
     try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise ImportError(f'{path} is a safetensors file; reading it needs: pip install "lbvq[safetensors]"') from error
-    return WeightFile(path, "safetensors file", OrderedDict(sorted(load_file(path).items())))
+        tensors = load_file(path)
+    except (SafetensorError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, MemoryError) as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+    return WeightFile(path, "safetensors file", OrderedDict(sorted(tensors.items())))
 
 
 def _refuse_what_is_no_weight_file(path: Path, start: bytes) -> None:

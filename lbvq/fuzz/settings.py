@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from lbvq.config import get_cfg
 from lbvq.engine.weight_files import read_weights
@@ -49,10 +50,6 @@ def write_weights(folder: Path) -> None:
     arrays = {name: value.numpy() for name, value in state.items()}
     (folder / "arrays.pkl").write_bytes(pickle.dumps({"model": arrays, "__author__": "x"}, protocol=2))
     (folder / "object.pkl").write_bytes(pickle.dumps({"model": {"a": np.array([1, 2], dtype=object)}}, protocol=2))
-    try:
-        from safetensors.torch import save_file
-    except ImportError:
-        return
     save_file(state, folder / "tensors.safetensors")
 
 
