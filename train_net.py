@@ -32,6 +32,7 @@ from lbvq.engine.setup import default_argument_parser, default_setup
 from lbvq.engine.slurm import submit
 from lbvq.engine.weights import unwrap
 from lbvq.evaluation import build_evaluator
+from lbvq.files.writing import write_text
 from lbvq.inference.frames import open_frames
 from lbvq.modeling import as_tested
 from lbvq.refine import build_refiner, refine_output
@@ -114,7 +115,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         results = trainer.train()
     if comm.is_main_process() and results:
         path = Path(cfg.OUTPUT_DIR) / "inference" / "metrics.json"
-        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(results, indent=2) + "\n")
         logger.info("Metrics written to %s", path)
     return results
 

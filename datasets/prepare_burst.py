@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from lbvq.data.annotation_files import list_of, need, read_annotation_file
 from lbvq.data.catalog import dataset_root
+from lbvq.files.writing import write_text
 from lbvq.masks.rle import area, to_bbox, validate_rle
 
 Content = dict[str, Any]
@@ -128,9 +128,7 @@ def main() -> None:
         class_split = json.loads(split_file.read_text(encoding="utf-8"))
     content = convert(read_annotation_file(source), source, class_split)
     result.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = result.with_suffix(".json.part")
-    unfinished.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(unfinished, result)
+    write_text(result, json.dumps(content))
     print(f"{result}: {len(content['videos'])} videos, {len(content['annotations'])} tracks.")
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from lbvq.data.annotation_files import list_of, read_annotation_file
 from lbvq.data.catalog import dataset_root
 from lbvq.data.categories import coco_to_video
+from lbvq.files.writing import write_text
 
 TARGETS = {"coco2ytvis2019": "ytvis_2019", "coco2ytvis2021": "ytvis_2021", "coco2ovis": "ovis"}  # name: category table
 
@@ -38,9 +38,7 @@ def convert(source: Path, overwrite: bool) -> None:
     content = read_annotation_file(source)
     for path, table in missing.items():
         kept = keep_categories(content, set(coco_to_video(table)), source)
-        unfinished = path.with_suffix(".json.part")
-        unfinished.write_text(json.dumps(kept), encoding="utf-8")
-        os.replace(unfinished, path)
+        write_text(path, json.dumps(kept))
         print(f"{path}: {len(kept['annotations'])} of {len(content['annotations'])} items converted.")
 
 

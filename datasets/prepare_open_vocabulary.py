@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 from lbvq.data.annotation_files import list_of, read_annotation_file
 from lbvq.data.catalog import dataset_root
 from lbvq.data.categories import category_table
+from lbvq.files.writing import write_text
 
 FILES = {  # data set: (category table, sources of which the first that exists is used, result)
     "lvis": ("lvis_v1", ("lvis/lvis_v1_train.json",), "lvis/lvis_v1_train_norare.json"),
@@ -39,9 +39,7 @@ def drop_novel(source: Path, result: Path, novel_ids: set[int]) -> tuple[int, in
     content = read_annotation_file(source)
     annotations = list_of(content, "annotations", source, required=True)
     kept = [each for each in annotations if each["category_id"] not in novel_ids]
-    unfinished = result.with_suffix(".json.part")
-    unfinished.write_text(json.dumps({**content, "annotations": kept}), encoding="utf-8")
-    os.replace(unfinished, result)
+    write_text(result, json.dumps({**content, "annotations": kept}))
     return len(kept), len(annotations)
 
 
@@ -69,9 +67,7 @@ def count_images(source: Path, result: Path) -> tuple[int, int]:
         facts = {"image_count": count, "instance_count": instances.get(category["id"], 0)}
         categories.append({**category, **facts, "frequency": "b" if count else "n"})
     result.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = result.with_suffix(".json.part")
-    unfinished.write_text(json.dumps(categories), encoding="utf-8")
-    os.replace(unfinished, result)
+    write_text(result, json.dumps(categories))
     return len(videos), len(categories)
 
 

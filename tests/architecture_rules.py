@@ -18,7 +18,7 @@ PACKAGES = ("mask2former", "lbvq")
 SCRIPT_FOLDERS = ("demo", "tools", "datasets")
 
 # The ground floor of lbvq, usable by every part of it; the type of a configuration has no code.
-BOTTOM = ("lbvq.masks", "mask2former.cfg")
+BOTTOM = ("lbvq.masks", "lbvq.files", "mask2former.cfg")
 
 # Part of a package -> first-party names it may import besides its own; the longest matching part counts.
 # Modules of lbvq that no line names sit on top: they may import everything, and nothing below may import them.
@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "mask2former.modeling": (),  # and the building blocks, see _building_blocks
     "lbvq": PACKAGES,
     "lbvq.masks": (),
+    "lbvq.files": ("lbvq.masks",),
     "lbvq.engine": BOTTOM,
     "lbvq.refine": ("mask2former.linear", *BOTTOM),
     "lbvq.video": BOTTOM,

@@ -23,6 +23,7 @@ from typing import Any
 from lbvq.evaluation.mask_file import read_mask_file
 from lbvq.evaluation.tables import format_results
 from lbvq.evaluation.video_metrics import LONG_VIDEO_FRAMES, VIDEO_METRICS, VideoScorer, read_ground_truth
+from lbvq.files.writing import write_text
 
 METRICS = (*VIDEO_METRICS, "coco", "lvis")
 
@@ -120,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(format_results(tables))
     if args.json:
         numbers = {task: {k: None if math.isnan(v) else v for k, v in t.items()} for task, t in tables.items()}
-        args.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+        write_text(args.json, json.dumps(numbers, indent=2) + "\n")
     return 0
 
 

@@ -28,6 +28,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from lbvq.files.images import read_image
 from lbvq.inference.results import VideoPrediction
 from lbvq.video.draw import contact_sheet, draw_video
 from lbvq.video.writer import write_video
@@ -93,7 +94,7 @@ def draw_results(results: Path, annotation_file: Path, image_root: Path, video: 
             category_ids=ids,
             num_frames=record["length"],
         )
-        frames = [_read(image_root / name) for name in record["file_names"]]
+        frames = [read_image(image_root / name) for name in record["file_names"]]
         drawn.append(list(draw_video(map(_enlarge, frames), _enlarge_masks(prediction))))
     video.unlink(missing_ok=True)
     write_video(video, _sheets(drawn), frame_rate=FRAME_RATE)
@@ -104,13 +105,6 @@ def _sheets(drawn: list[list[np.ndarray]]) -> Iterator[np.ndarray]:
     columns = min(math.ceil(math.sqrt(len(drawn))), 3)
     for t in range(max(map(len, drawn))):
         yield contact_sheet([frames[t % len(frames)] for frames in drawn], columns=columns, width=1280)
-
-
-def _read(path: Path) -> np.ndarray:
-    image = cv2.imread(str(path))
-    if image is None:
-        raise FileNotFoundError(f"Cannot read the frame {path}.")
-    return np.ascontiguousarray(image[..., ::-1])
 
 
 def _enlarge(frame: np.ndarray) -> np.ndarray:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from lbvq.data.builtin import DatasetCatalog, MetadataCatalog
 from lbvq.data.catalog import dataset_root
 from lbvq.data.frames import read_image
+from lbvq.files.writing import atomic_path
 from lbvq.inference.vocabulary import PROMPT_SETS, embed_names, parse_classes, save_npy, towers_name
 from lbvq.modeling.ovformer.image_features import ROOT_IN_KEYS
 from lbvq.modeling.ovformer.towers import IMAGES_AT_ONCE, ClipTowers
@@ -96,10 +96,8 @@ def keys_and_files(records: list[dict[str, Any]]) -> Iterator[tuple[Hashable, st
 
 def save_features(path: Path, features: dict[Hashable, torch.Tensor]) -> None:
     """Write the file as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    torch.save(features, unfinished)
-    os.replace(unfinished, path)
+    with atomic_path(path) as part, open(part, "wb") as file:
+        torch.save(features, file)
 
 
 if __name__ == "__main__":

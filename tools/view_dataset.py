@@ -18,6 +18,7 @@ from lbvq.config import get_cfg
 from lbvq.data import MetadataCatalog, build_train_loader
 from lbvq.data.clip_mapper import VideoClipMapper
 from lbvq.data.pseudo_mapper import PseudoClipMapper
+from lbvq.files.writing import atomic_path
 from lbvq.video.draw import contact_sheet, draw_objects
 
 SMALLEST_WIDTH = 480  # pixels of a drawn frame
@@ -40,7 +41,8 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     for number, (sample,) in enumerate(islice(loader, args.num)):
         path = output / f"{number:03d}_{describe(sample)}.png"
-        Image.fromarray(draw_sample(sample, names, cfg.INPUT.FORMAT)).save(path)
+        with atomic_path(path) as part:
+            Image.fromarray(draw_sample(sample, names, cfg.INPUT.FORMAT)).save(part)
         print(f"{path}: {summary(sample, names)}")
 
 

@@ -24,11 +24,12 @@ import numpy as np
 import torch
 
 from lbvq.cli.predict import BAD_INPUT, UNTRAINED_OBJECTS, add_model_arguments, build_predictor
+from lbvq.files.writing import atomic_path, write_text
 from lbvq.inference.results import FramePrediction
 from lbvq.inference.stream import StreamPredictor
 from lbvq.video.draw import draw_objects
 from lbvq.video.reader import read_video
-from lbvq.video.writer import atomic_output, check_output, open_writer
+from lbvq.video.writer import check_output, open_writer
 
 FALLBACK_RATE = 10.0  # frames per second to write when the source does not say
 JPEG_QUALITY = 85
@@ -104,15 +105,14 @@ def play(
 def finish(predictor: StreamPredictor, results: list[Path], args: argparse.Namespace) -> None:
     """Save the stream and write the results of the whole of it."""
     if args.save_state:
-        with atomic_output(args.save_state) as target:
-            torch.save(predictor.state_dict(), target)
+        with atomic_path(args.save_state) as part, open(part, "wb") as file:
+            torch.save(predictor.state_dict(), file)
         print(f"wrote {args.save_state}")
     if results:
         prediction = predictor.finish().distinct()
         prediction = prediction.keep(args.score_threshold) if predictor.is_trained else prediction[:UNTRAINED_OBJECTS]
         for path in results:
-            with atomic_output(path) as target:
-                target.write_text(json.dumps(prediction.to_json(1)), encoding="utf-8")
+            write_text(path, json.dumps(prediction.to_json(1)))
             print(f"wrote {path}")
 
 

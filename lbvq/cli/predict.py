@@ -16,13 +16,14 @@ import numpy as np
 from tqdm import tqdm
 
 from lbvq.engine.weight_files import find_weights
+from lbvq.files.writing import write_text
 from lbvq.inference.predictor import VideoPredictor, load_config
 from lbvq.inference.results import VideoPrediction
 from lbvq.inference.vocabulary import parse_classes
 from lbvq.refine import REFINERS
 from lbvq.video.draw import draw_video
 from lbvq.video.reader import IMAGE_SUFFIXES, VideoFrames, read_video
-from lbvq.video.writer import FRAME_SUFFIXES, atomic_output, check_output, open_writer
+from lbvq.video.writer import FRAME_SUFFIXES, check_output, open_writer
 from lbvq.zoo import MODELS
 
 UNTRAINED_OBJECTS = 5  # shown of an untrained network, whose scores mean nothing
@@ -206,8 +207,7 @@ def write_drawn(frames: VideoFrames, shown: VideoPrediction, paths: Sequence[Pat
 def write_results(paths: Sequence[str], entries: Sequence[dict]) -> None:
     """Write the entries of all videos as one YouTube-VIS results file each."""
     for path in paths:
-        with atomic_output(path) as partial:
-            partial.write_text(json.dumps(entries), encoding="utf-8")
+        write_text(path, json.dumps(entries))
         print(f"wrote {path}")
 
 

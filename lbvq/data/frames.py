@@ -1,4 +1,4 @@
-"""Reading frames: one image file, or a whole video that is decoded only as far as somebody looks."""
+"""Frames for the network: tensors of images, and a whole video that is decoded only as far as somebody looks."""
 
 from __future__ import annotations
 
@@ -8,36 +8,11 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
-FORMATS = ("RGB", "BGR")
+from lbvq.files.images import read_image
 
-
-def read_image(file_name: str, image_format: str = "RGB", where: str = "") -> np.ndarray:
-    """Read an image file, turned upright as its EXIF data say.
-
-    Args:
-        file_name: anything Pillow can read; palettes, grey images and transparency become colour.
-        image_format: order of the channels, "RGB" or "BGR".
-        where: for error messages, e.g. "video 7".
-
-    Returns:
-        (H, W, 3) uint8.
-    """
-    if image_format not in FORMATS:
-        raise ValueError(f"The image format is one of {FORMATS}, got {image_format!r}; set INPUT.FORMAT.")
-    context = f" of {where}" if where else ""
-    try:
-        with Image.open(file_name) as image:
-            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"No image {file_name}{context}; check the image folder (DETECTRON2_DATASETS) and the annotation file."
-        ) from None
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken files
-        raise OSError(f"Cannot read image {file_name}{context}: {error}") from error
-    return pixels[:, :, ::-1] if image_format == "BGR" else pixels
+__all__ = ["LazyFrames", "check_size", "read_image", "to_tensor"]
 
 
 def check_size(image: np.ndarray, record: dict[str, Any], file_name: str) -> None:

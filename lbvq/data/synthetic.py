@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import cv2
 import numpy as np
 
 from lbvq.data.categories import category_table
+from lbvq.files.writing import write_text
 from lbvq.masks.rle import area, encode_many, to_bbox
 
 logger = logging.getLogger(__name__)
@@ -319,9 +319,7 @@ def _write_split(images: Path, json_file: Path, recipe: dict[str, Any], seeds: l
     content = {"info": {"description": "moving shapes, made by lbvq.data.synthetic", "recipe": recipe}}
     content |= {"videos": videos, "categories": categories, "annotations": annotations}
     json_file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = json_file.with_suffix(".json.part")
-    unfinished.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(unfinished, json_file)
+    write_text(json_file, json.dumps(content))
     logger.info("Wrote %d videos with %d objects to %s", len(videos), len(annotations), json_file)
 
 

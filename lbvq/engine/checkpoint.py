@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
+
+from lbvq.files.writing import atomic_path, write_text
 
 from . import comm
 from .weight_files import read_weights
@@ -37,43 +38,9 @@ class Stateful(Protocol):
 
 def save_checkpoint(path: str | os.PathLike, content: Mapping[str, Any]) -> Path:
     """Write `content` with `torch.save`: the file appears complete or, on any error, not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_atomically(path, lambda file: torch.save(dict(content), file))
-    return path
-
-
-def _write_atomically(path: Path, write: Callable[[Any], None]) -> None:
-    """Write to a temporary file beside `path`, force it to disk, and put it in place in one step."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    """Force the new name to disk, where the system can do that."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with atomic_path(path) as part, open(part, "wb") as file:
+        torch.save(dict(content), file)
+    return Path(path)
 
 
 class Checkpointer:
@@ -191,7 +158,7 @@ class Checkpointer:
 
     def tag_last_checkpoint(self, file_name: str) -> None:
         """Note `file_name` as the newest checkpoint: its base name, nothing else, as published."""
-        _write_atomically(self.save_dir / LAST_CHECKPOINT, lambda file: file.write(file_name.encode("utf-8")))
+        write_text(self.save_dir / LAST_CHECKPOINT, file_name)
 
     def delete(self, name: str) -> None:
         """Delete the checkpoint `name`, unless it is the newest; one that is gone already is no error."""

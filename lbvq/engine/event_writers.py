@@ -7,6 +7,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from lbvq.files.writing import write_text
+
 from .events import WINDOW, EventStorage, EventWriter, get_event_storage
 
 logger = logging.getLogger(__name__)
@@ -94,7 +96,7 @@ class WandbWriter(EventWriter):
         self._run = wandb.init(
             project=project, name=log_dir.name, dir=str(log_dir), config=config, id=run_id, resume="allow"
         )
-        id_file.write_text(self._run.id)
+        write_text(id_file, self._run.id)
 
     def write(self) -> None:
         by_iteration: dict[int, dict[str, float]] = {}

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from lbvq.files.writing import write_text
+
 from . import comm
 from .environment import environment_report
 from .random_state import seed_all_rng
@@ -67,7 +69,7 @@ def default_setup(cfg: Any, args: argparse.Namespace) -> None:
     logger.info("Full configuration:\n%s", cfg.dump())
     if comm.is_main_process():
         path = output_dir / "config.yaml"
-        path.write_text(cfg.dump(), encoding="utf-8")
+        write_text(path, cfg.dump())
         logger.info("Full configuration saved to %s", path)
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     _set_backends(cfg, getattr(args, "eval_only", False))

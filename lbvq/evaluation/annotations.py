@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from lbvq.evaluation.mask_file import MaskFile, read_mask_file
+from lbvq.masks.rle import MAX_PIXELS
 
 logger = logging.getLogger(__name__)
 
 OCCLUSION_SCORES = {"no_occlusion": 0.0, "slight_occlusion": 0.25, "severe_occlusion": 0.75}
-MAX_PIXELS = 2**28  # of one frame
 Masks = list["bytes | None"]  # one per frame: counts as JSON text, None where the object is not visible
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
 import re
 import zipfile
 from collections.abc import Iterator
@@ -18,6 +17,8 @@ from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
+
+from lbvq.files.writing import atomic_path
 
 BLOCK_BYTES = 1 << 20
 _MAX_ZIP_BYTES = 1 << 35  # of the unpacked file
@@ -60,10 +61,8 @@ def read_mask_file(path: str | Path) -> MaskFile:
 
 def write_mask_file(path: str | Path, document: Any, file: MaskFile) -> None:
     """Write a document made of parts of `file.document`, with its masks as they were; replaces `path` at once."""
-    path = Path(path)
     text = json.dumps(document, default=_mark_range).encode()
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with open(unfinished, "wb") as stream:
+    with atomic_path(path) as part, open(part, "wb") as stream:
         pieces = _RANGE_MARKS.split(text)
         stream.write(pieces[0])
         for start, stop, rest in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
@@ -72,7 +71,6 @@ def write_mask_file(path: str | Path, document: Any, file: MaskFile) -> None:
                 b'{"size": %s, "counts": %s}' % pair for pair in zip(file.sizes[masks], file.texts[masks], strict=True)
             )
             stream.write(b", ".join(written) + rest)
-    os.replace(unfinished, path)
 
 
 def _mark_range(item: Any) -> str:

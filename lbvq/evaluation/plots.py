@@ -8,6 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from lbvq.files.writing import atomic_path
+
 COLORS = ((180, 119, 31), (14, 127, 255), (44, 160, 44), (40, 39, 214), (189, 103, 148), (75, 86, 140))  # BGR
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _MARGIN = 70
@@ -19,7 +21,8 @@ def save_image(path: Path, image: np.ndarray) -> None:
     ok, data = cv2.imencode(path.suffix, image)
     if not ok:
         raise ValueError(f"{path}: OpenCV cannot write images of this kind")
-    path.write_bytes(data.tobytes())
+    with atomic_path(path) as part:
+        part.write_bytes(data.tobytes())
 
 
 def put_text(image: np.ndarray, text: str, xy: tuple[int, int], size: float = 0.45, color: tuple = _INK) -> None:

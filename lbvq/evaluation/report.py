@@ -20,6 +20,8 @@ from lbvq.evaluation.mask_file import MaskFile
 from lbvq.evaluation.tables import format_number
 from lbvq.evaluation.tube_ap_result import to_percent
 from lbvq.evaluation.video_metrics import Scores
+from lbvq.files.images import read_image
+from lbvq.files.writing import atomic_path, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +75,7 @@ def write_report(
     worst = _write_tracks(folder, analysis)
     pictures = _draw_worst(folder, analysis, worst, Path(frames)) if frames is not None else []
     page = folder / "report.md"
-    page.write_text(_page(about, scores, classes, sections, worst, pictures, analysis), encoding="utf-8")
+    write_text(page, _page(about, scores, classes, sections, worst, pictures, analysis))
     return page
 
 
@@ -86,7 +88,7 @@ TITLES = {
 
 def _write_summary(folder: Path, scores: Scores, about: Mapping[str, Any]) -> None:
     content = {"about": about, "groups": scores.groups, "results": scores.tables}
-    (folder / "summary.json").write_text(json.dumps(_without_nan(content), indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "summary.json", json.dumps(_without_nan(content), indent=2) + "\n")
     rows = [
         {"task": task, "metric": name, "value": value}
         for task, table in scores.tables.items()
@@ -105,7 +107,7 @@ def _without_nan(content: Any) -> Any:
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with atomic_path(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]) if rows else ["empty"])
         writer.writeheader()
         writer.writerows(_without_nan(row) for row in rows)
@@ -220,9 +222,9 @@ def _draw_tube(video: Video, wanted: Masks, found: Masks | None, frames: Path) -
     sheet = []
     for frame in chosen:
         path = frames / video.file_names[frame] if frame < len(video.file_names) else None
-        image = cv2.imread(str(path)) if path is not None and path.is_file() else None
-        if image is None or video.size is None:
+        if path is None or not path.is_file() or video.size is None:
             return None
+        image = np.ascontiguousarray(read_image(path, "BGR"))
         for masks, color in ((found, _RED), (wanted, _GREEN)):
             text = masks[frame] if masks is not None and frame < len(masks) else None
             if text is not None:

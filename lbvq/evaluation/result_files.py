@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from lbvq.engine import comm
+from lbvq.files.writing import atomic_path
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +57,7 @@ class ResultParts:
 
 
 def _join(parts: list[Path], path: Path) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    with open(unfinished, "w", encoding="utf-8") as file:
+    with atomic_path(path) as whole, open(whole, "w", encoding="utf-8") as file:
         separator = "["
         for part in parts:
             with open(part, encoding="utf-8") as lines:
@@ -66,12 +65,9 @@ def _join(parts: list[Path], path: Path) -> None:
                     file.write(separator + line.rstrip("\n"))
                     separator = ",\n"
         file.write("]\n" if separator != "[" else "[]\n")
-    os.replace(unfinished, path)
 
 
 def _pack(path: Path) -> None:
     """Write a .zip beside the file that holds it under its own name, as submission servers want it."""
-    unfinished = path.with_suffix(".unfinished")
-    with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive:
+    with atomic_path(path.with_suffix(".zip")) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(path, path.name)
-    os.replace(unfinished, path.with_suffix(".zip"))

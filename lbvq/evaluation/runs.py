@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-MAX_PIXELS = 2**28  # of one frame, as in lbvq.masks.rle; it also bounds a single run below
+from lbvq.masks.rle import MAX_PIXELS
+
 _QUOTE = ord('"') - ord("0") + 256  # a quotation mark, counted as a base-32 digit in uint8
 _BACKSLASH = ord("\\") - ord("0")
 _MAX_EXTRA_DIGITS = 5  # six digits hold every run of MAX_PIXELS; longer numbers take the slow way

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from lbvq.evaluation.annotations import GroundTruth, Video, read_masks
 from lbvq.evaluation.lvis import images_as_videos, results_as_videos
 from lbvq.evaluation.mask_file import MaskFile, read_mask_file
 from lbvq.evaluation.overlap import TubeRuns
+from lbvq.files.writing import atomic_path
 
 ARCHIVE_MEMBER = "results.json"
 
@@ -192,15 +192,13 @@ def pack(results: str | Path, archive: str | Path) -> int:
     archive = Path(archive)
     if archive.exists():
         raise FileExistsError(f"{archive} exists already; remove it or choose another name")
-    unfinished = archive.with_name(f".{archive.name}.unfinished")
     source = Path(results)
-    with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as target:
+    with atomic_path(archive) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as target:
         if source.suffix == ".json":
             target.write(source, ARCHIVE_MEMBER)
         else:  # an archive of another layout
             with target.open(ARCHIVE_MEMBER, "w", force_zip64=True) as stream:
                 stream.write(_read_text(source))
-    os.replace(unfinished, archive)
     return archive.stat().st_size
 
 

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lbvq.files.writing import atomic_path
 from lbvq.modeling.ovformer.towers import ClipTowers
 from lbvq.modeling.ovformer.zero_shot import read_text_embeddings
 
@@ -152,11 +152,8 @@ def towers_name(model: str, weights: str) -> str:
 
 def save_npy(path: str | Path, array: np.ndarray) -> None:
     """Write a .npy file as a whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as unfinished:
-        np.save(unfinished, array, allow_pickle=False)
-    os.replace(unfinished.name, path)
+    with atomic_path(path) as part, open(part, "wb") as file:
+        np.save(file, array, allow_pickle=False)
 
 
 def _compute(names: Sequence[str], towers: ClipTowers, templates: Sequence[str]) -> Tensor:

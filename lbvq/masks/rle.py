@@ -21,7 +21,7 @@ import pycocotools.mask as coco_mask
 import torch
 from torch import Tensor
 
-MAX_PIXELS = 2**28  # of one mask (16384 x 16384); a larger "size" is a broken or hostile file
+MAX_PIXELS = 2**28  # of any image, frame or mask (16384 x 16384); a file that claims more is broken or hostile
 _MAX_DIGITS = 7  # base-32 digits of one run: 34 bits and a sign
 _MAX_POLYGON_STEPS = 2**26  # pycocotools walks polygons in fifths of a pixel
 _CHUNK_PIXELS = 2**25  # encode so many pixels at once

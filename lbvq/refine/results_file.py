@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from lbvq.files.writing import write_text
 from lbvq.masks import rle
 from lbvq.masks.tubes import MaskTubes
 
@@ -73,9 +74,7 @@ def refine_results(
             if progress is not None:
                 progress(len(done), len(videos))
     refined = [entry for video_id in videos for entry in done[str(video_id)]["entries"]]
-    temporary = output.with_name(output.name + ".tmp")
-    temporary.write_text(json.dumps(refined), encoding="utf-8")
-    os.replace(temporary, output)
+    write_text(output, json.dumps(refined))
     partial.unlink()
     return sum((RefineReport(**line["report"]) for line in done.values()), RefineReport())
 
@@ -114,7 +113,7 @@ def _refine_video(
 def _read_partial(partial: Path, header: dict[str, Any]) -> dict[str, dict]:
     """Finished videos of an interrupted run by id; starts the file when there is none."""
     if not partial.exists():
-        partial.write_text(json.dumps(header) + "\n", encoding="utf-8")
+        write_text(partial, json.dumps(header) + "\n")
         return {}
     first, *lines = partial.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
     if first.strip() != json.dumps(header):
@@ -122,5 +121,5 @@ def _read_partial(partial: Path, header: dict[str, Any]) -> dict[str, dict]:
             f"{partial} was begun from another results file or with other settings; delete it to start anew"
         )
     whole = [line for line in lines if line.endswith("\n")]  # the last line is cut off when the run was killed
-    partial.write_text("".join([first, *whole]), encoding="utf-8")
+    write_text(partial, "".join([first, *whole]))
     return {str(line["video_id"]): line for line in map(json.loads, whole)}

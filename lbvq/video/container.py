@@ -12,7 +12,7 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
-MAX_PIXELS = 2**28  # of one frame; a header that claims more is broken
+from lbvq.masks.rle import MAX_PIXELS
 
 
 @dataclass(frozen=True)

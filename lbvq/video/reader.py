@@ -14,16 +14,17 @@ import re
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
+from lbvq.files.images import IMAGE_SUFFIXES, image_size, read_image
 from lbvq.video.container import decode_container
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # named, so that Pillow tries no rarely tested reader
+__all__ = ["IMAGE_SUFFIXES", "VideoError", "VideoFrames", "natural_key", "read_image", "read_video"]
+
 _WINDOW = 8  # decoded frames that are kept
 
 logger = logging.getLogger(__name__)
@@ -171,14 +172,16 @@ class ImageFrames(VideoFrames):
         return len(self.paths)
 
     def _frame(self, index: int) -> np.ndarray:
-        return read_image(self.paths[index])
+        with _as_video_error():
+            return read_image(self.paths[index])
 
     def _check_headers(self, allow_truncated: bool) -> tuple[int, int]:
         """Check that all images are readable and of one size; return it as (H, W)."""
         sizes: list[tuple[int, int]] = []
         for path in self.paths:
             try:
-                sizes.append(_upright_size(path, whole=allow_truncated))
+                with _as_video_error():  # a cut-off file has a whole header; only its pixels tell
+                    sizes.append(read_image(path).shape[:2] if allow_truncated else image_size(path))
             except VideoError as error:
                 if not allow_truncated or not sizes:
                     raise
@@ -265,16 +268,15 @@ class ContainerFrames(VideoFrames):
         raise IndexError(f"frame {index} does not exist, {self.path} has fewer frames")
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Read one image as (H, W, 3) uint8 RGB, turned upright by its EXIF orientation."""
-    with _open_image(Path(path)) as image:
-        try:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):  # 16 bits per pixel; Pillow would cut off instead of scaling
-                return np.repeat((np.asarray(upright) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
-            return np.array(upright.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise VideoError(f"{path} cannot be decoded as an image: {error}") from error
+@contextmanager
+def _as_video_error() -> Iterator[None]:
+    """A frame that is there but no image makes a video that cannot be read."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise VideoError(str(error)) from error
 
 
 def _read_pattern(pattern: str, allow_truncated: bool) -> VideoFrames:
@@ -287,25 +289,6 @@ def _read_pattern(pattern: str, allow_truncated: bool) -> VideoFrames:
     if others:
         raise VideoError(f"{pattern} matches {len(found)} files that are not all images, such as {others[0]}")
     return ImageFrames(sorted(found, key=natural_key), allow_truncated=allow_truncated)
-
-
-def _open_image(path: Path) -> Image.Image:
-    try:
-        return Image.open(path, formats=_IMAGE_FORMATS)
-    except FileNotFoundError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise VideoError(f"{path} cannot be opened as an image: {error}") from error
-
-
-def _upright_size(path: Path, whole: bool) -> tuple[int, int]:
-    """(H, W) from the header; `whole` also decodes the pixels to find a cut-off file."""
-    if whole:
-        return read_image(path).shape[:2]
-    with _open_image(path) as image:
-        width, height = image.size
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return (width, height) if turned else (height, width)
 
 
 def _other_size(path: Path, size: tuple[int, int], first: Path, first_size: tuple[int, int]) -> str:

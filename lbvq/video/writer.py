@@ -1,7 +1,6 @@
 """Write videos and folders of frames; nothing appears under the final name before it is complete.
 
-Everything goes to a temporary name beside the target and is moved there at the end. Existing files and the inputs of a
-run are never replaced without being asked to.
+Existing files and the inputs of a run are never replaced without being asked to.
 """
 
 from __future__ import annotations
@@ -9,10 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shutil
-import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +16,10 @@ from types import TracebackType
 import av
 import cv2
 import numpy as np
+
+from lbvq.files.writing import atomic_path
+
+atomic_output = atomic_path  # its former name
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov")
 FRAME_SUFFIXES = (".jpg", ".png")
@@ -51,21 +51,6 @@ def check_output(path: str | os.PathLike, inputs: Iterable[str | os.PathLike] = 
     if (content or path.is_file()) and not overwrite:
         raise FileExistsError(f"{path} exists already; pass overwrite (--overwrite in the demo) to replace it")
     return path
-
-
-@contextmanager
-def atomic_output(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a temporary name beside `path`; what is written there moves to `path` unless an exception comes out."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
-    try:
-        yield partial
-        _replace(partial, path)
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        partial.unlink(missing_ok=True)
 
 
 def open_writer(
@@ -101,7 +86,7 @@ def write_video(
 
 
 class _Writer:
-    """Context manager around `atomic_output`: leaving without an exception puts the result in place."""
+    """Context manager around `atomic_path`: leaving without an exception puts the result in place."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -109,7 +94,7 @@ class _Writer:
         self._size: tuple[int, ...] | None = None
 
     def __enter__(self):
-        self._target = atomic_output(self.path)
+        self._target = atomic_path(self.path)
         self._partial = self._target.__enter__()
         return self
 
@@ -246,17 +231,3 @@ def _even(frame: np.ndarray) -> np.ndarray:
     if height % 2 or width % 2:
         return np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     return frame
-
-
-def _replace(partial: Path, path: Path) -> None:
-    """Move a finished file or folder to its final name; an old folder is set aside until the new one is there."""
-    if partial.is_file():
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-    if path.is_dir() and partial.is_dir():
-        old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
-        os.replace(path, old)
-        os.replace(partial, path)
-        shutil.rmtree(old)
-    else:
-        os.replace(partial, path)

@@ -302,12 +302,12 @@ def test_a_cut_off_image_is_named_or_ends_the_video(tmp_path, caplog):
         Image.fromarray(frame).save(folder / f"{index}.jpg")
     broken = folder / "1.jpg"
     broken.write_bytes(broken.read_bytes()[:700])
-    with pytest.raises(VideoError, match=r"1\.jpg cannot be decoded"):
+    with pytest.raises(VideoError, match=r"Cannot read image .*1\.jpg"):
         list(read_video(folder))
     assert len(read_video(folder, allow_truncated=True)) == 1
     assert "only the 1 frames before it are used" in caplog.text
     (folder / "0.jpg").write_bytes(b"nothing")
-    with pytest.raises(VideoError, match=r"0\.jpg cannot be opened"):
+    with pytest.raises(VideoError, match=r"Cannot read image .*0\.jpg"):
         read_video(folder, allow_truncated=True)
 
 

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import torch
 
+from lbvq.files.images import read_image
 from lbvq.masks.tubes import MaskTubes
 from lbvq.refine import refine_tubes, split_components
 from lbvq.refine.sam import CHECKPOINTS, SamRefiner, load_sam_weights
@@ -57,8 +58,7 @@ def make_video(
 def published_loop(predictor: object, paths: list[Path], masks: np.ndarray) -> None:
     """Frame by frame and object by object, one decoder call for each component, as published."""
     for t, path in enumerate(paths):
-        image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
-        predictor.set_image(image)
+        predictor.set_image(read_image(path))
         for mask in masks[:, t]:
             for component in split_components(mask):
                 predictor.predict(box=np.array(component.box_xyxy), multimask_output=False)
