@@ -21,7 +21,7 @@ from lbvq.inference.predictor import VideoPredictor, load_config
 from lbvq.inference.results import FramePrediction, VideoPrediction
 from lbvq.modeling.online.frame_matching import online_form
 from lbvq.modeling.online.segmenter import StepMasks, StreamState, evidence_length, join_evidence
-from lbvq.modeling.postprocess import MaskStream, inside_sums, mask_quality, resize, upsample_and_crop
+from lbvq.modeling.postprocess import MaskStream, inside_sums, mask_quality, resize
 from lbvq.refine import refiner_name
 
 if TYPE_CHECKING:
@@ -105,7 +105,9 @@ class StreamPredictor:
             state, masks = self.model.advance(self._state, pending)
             if self._masks is None:
                 sizes = {"padded_size": tuple(batch.tensor.shape[-2:]), "image_size": batch.image_sizes[0]}
-                self._masks = MaskStream(len(masks), **sizes, output_size=images.original_size)
+                at_output = self.model.quality_of_output
+                self._masks = MaskStream(0, **sizes, output_size=images.original_size, quality_of_output=at_output)
+            self._masks.reserve(len(masks))
             self._size, self._pending = images.original_size, pending
             self.num_frames += 1
             objects = self._objects(state, masks)
@@ -180,8 +182,7 @@ class StreamPredictor:
         """The best objects, with their masks in the last frame of `masks`."""
         scores, labels, rows = (part.cpu() for part in self.model.decide(state))
         unique, positions = rows.unique(return_inverse=True)
-        logits = masks.logits(unique.to(masks.features.device)).float()
-        logits = upsample_and_crop(logits, self._masks.padded_size, self._masks.image_size)
+        logits = self._masks.as_measured(masks.logits(unique.to(masks.features.device)))
         scores = scores.float()
         if self.model.use_quality:
             before = (part[unique] for part in self._masks.sums())
@@ -206,9 +207,9 @@ class StreamPredictor:
         """Make a step final."""
         self._state, self._pending = state, {}
         if self.keep_masks:
-            self._masks.add(masks.logits())
+            self._masks.add(*masks.of_frames())
         else:
-            self._masks.measure(masks.logits())
+            self._masks.measure(*masks.of_frames())
 
     def _model_name(self) -> str:
         """What a saved stream must fit: the method and the size of the network."""

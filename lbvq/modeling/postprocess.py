@@ -49,14 +49,17 @@ class MaskStream:
         image_size: tuple[int, int],
         output_size: tuple[int, int],
         dense_frames: int | None = None,
+        quality_of_output: bool = False,
     ) -> None:
         """Args:
-        num_masks: N masks per frame.
+        num_masks: N masks per frame; with RLE `reserve` makes it more.
         padded_size: (height, width) of the padded network input.
         image_size: (height, width) of the network input without padding.
         output_size: (height, width) of the masks to make.
         dense_frames: number of frames T to keep as one bool tensor; None keeps RLE.
+        quality_of_output: measure the quality at the output size instead.
         """
+        self.quality_of_output = quality_of_output
         self.padded_size, self.image_size, self.output_size = padded_size, image_size, output_size
         self.num_frames = 0  # seen so far
         self._tubes = MaskTubes(output_size) if dense_frames is None else None
@@ -68,17 +71,40 @@ class MaskStream:
         self._inside_sum = torch.zeros(num_masks, dtype=torch.float64)
         self._inside_count = torch.zeros(num_masks, dtype=torch.float64)
 
-    def add(self, logits: Tensor) -> None:
-        """Take the mask logits (N, t, h, w) of the next t frames."""
-        visible = self._visible(logits)
-        masks = [(resize(self._measure(logits[rows], rows.cpu()), self.output_size) > 0).cpu() for rows in visible]
-        self._keep(torch.cat(masks), torch.cat(visible).cpu(), logits.shape[1])
+    def reserve(self, num_masks: int) -> None:
+        """Make room for more masks, which are nowhere in the frames so far."""
+        more = num_masks - len(self._inside_sum)
+        if more <= 0:
+            return
+        if self._tubes is None:
+            raise ValueError(f"dense masks are of {len(self._inside_sum)} objects from the start, got {num_masks}.")
+        if self._tubes.num_frames:  # else the first masks decide
+            self._tubes.add_objects(more)
+        self._inside_sum = F.pad(self._inside_sum, (0, more))
+        self._inside_count = F.pad(self._inside_count, (0, more))
 
-    def measure(self, logits: Tensor) -> None:
-        """Take the mask logits (N, t, h, w) of the next t frames for the quality alone; the masks are not kept."""
-        for rows in self._visible(logits):
-            self._measure(logits[rows], rows.cpu())
+    def add(self, logits: Tensor, rows: Tensor | None = None) -> None:
+        """Take the mask logits (n, t, h, w) of the next t frames: of all N, or of `rows` (n,); others are not there."""
+        found = self._visible(logits)
+        sized = [self._measure(logits[few], self._named(few, rows)) for few in found]
+        masks = [(resize(each, self.output_size) > 0).cpu() for each in sized]
+        self._keep(torch.cat(masks), self._named(torch.cat(found), rows), logits.shape[1])
+
+    def measure(self, logits: Tensor, rows: Tensor | None = None) -> None:
+        """As `add`, for the quality alone; the masks are not kept."""
+        for few in self._visible(logits):
+            self._measure(logits[few], self._named(few, rows))
         self.num_frames += logits.shape[1]
+
+    def as_measured(self, logits: Tensor) -> Tensor:
+        """Mask logits (N, t, h, w) at the size at which their quality is measured."""
+        logits = upsample_and_crop(logits.float(), self.padded_size, self.image_size)
+        return resize(logits, self.output_size) if self.quality_of_output else logits
+
+    @staticmethod
+    def _named(few: Tensor, rows: Tensor | None) -> Tensor:
+        """Numbers of some of the masks given, on the CPU."""
+        return few.cpu() if rows is None else rows.cpu()[few.cpu()]
 
     def quality(self) -> Tensor:
         """Mean foreground probability inside each mask over the whole video, (N,); 0 for a mask that is never there."""
@@ -101,6 +127,8 @@ class MaskStream:
             raise ValueError("dense masks are not saved; leave dense_frames out to keep RLE.")
         return {
             "num_frames": self.num_frames,
+            "kept_frames": self._tubes.num_frames,
+            "quality_of_output": self.quality_of_output,
             "sizes": [list(size) for size in (self.padded_size, self.image_size, self.output_size)],
             "masks": [
                 [None if mask is None else mask["counts"] for mask in self._tubes.rles(n)]
@@ -115,14 +143,16 @@ class MaskStream:
         """Build a stream that goes on where the saved one was; every mask is checked."""
         padded_size, image_size, output_size = (tuple(size) for size in state["sizes"])
         sizes = {"padded_size": padded_size, "image_size": image_size, "output_size": output_size}
-        stream = cls(len(state["inside_sum"]), **sizes)
+        at_output = state.get("quality_of_output", False)  # not in files of version 0.1
+        stream = cls(len(state["inside_sum"]), **sizes, quality_of_output=at_output)
         stream.num_frames = int(state["num_frames"])
         segmentations = [
             [None if counts is None else {"size": list(output_size), "counts": counts} for counts in row]
             for row in state["masks"]
         ]
-        if state["masks"]:
-            stream._tubes = MaskTubes.from_rle(segmentations, output_size, stream.num_frames, where="saved masks")
+        kept_frames = state.get("kept_frames", stream.num_frames if segmentations else 0)
+        if kept_frames:
+            stream._tubes = MaskTubes.from_rle(segmentations, output_size, kept_frames, where="saved masks")
         stream._inside_sum.copy_(state["inside_sum"])
         stream._inside_count.copy_(state["inside_count"])
         return stream
@@ -134,8 +164,8 @@ class MaskStream:
         return rows.split(max(1, PIXELS_AT_ONCE // max(pixels, 1)))
 
     def _measure(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Add the logits (n, t, h, w) of some rows to the sums; returns them at the size of the network input."""
-        logits = upsample_and_crop(logits.float(), self.padded_size, self.image_size)
+        """Add the logits (n, t, h, w) of some rows to the sums; returns them at the size of `as_measured`."""
+        logits = self.as_measured(logits)
         total, count = inside_sums(logits)
         self._inside_sum[rows] += total
         self._inside_count[rows] += count

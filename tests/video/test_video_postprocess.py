@@ -128,3 +128,66 @@ def test_image_output_is_the_first_frame_with_zero_boxes(dense):
     assert torch.equal(instances.pred_boxes.tensor, torch.zeros(2, 4))
     torch.testing.assert_close(instances.scores, torch.tensor(video["pred_scores"]))
     assert instances.pred_classes.tolist() == video["pred_labels"]
+
+
+def shapes_stream(**settings) -> MaskStream:
+    return MaskStream(0, padded_size=(8, 8), image_size=(8, 8), output_size=(16, 16), **settings)
+
+
+def halves(*sides: str) -> torch.Tensor:
+    """Mask logits (n, 1, 2, 2): the left or the right half."""
+    maps = {"left": [[3.0, -3.0], [3.0, -3.0]], "right": [[-3.0, 3.0], [-3.0, 3.0]]}
+    return torch.tensor([maps[side] for side in sides])[:, None]
+
+
+def test_objects_may_appear_later_and_be_absent():
+    """The same masks as of a stream that knows all three objects from the start, with zeros where they are not."""
+    growing, fixed = shapes_stream(), MaskStream(3, padded_size=(8, 8), image_size=(8, 8), output_size=(16, 16))
+    nowhere = torch.zeros(1, 1, 2, 2)
+    frames = [
+        (1, [0], halves("left"), [halves("left"), nowhere, nowhere]),
+        (3, [2, 1], halves("left", "right"), [nowhere, halves("right"), halves("left")]),
+        (3, [], nowhere[:0], [nowhere] * 3),
+        (3, [1, 0], halves("left", "right"), [halves("right"), halves("left"), nowhere]),
+    ]
+    for count, rows, logits, whole in frames:
+        growing.reserve(count)
+        growing.add(logits, torch.tensor(rows, dtype=torch.int64))
+        fixed.add(torch.cat(whole))
+    assert growing.masks(torch.arange(3)) == fixed.masks(torch.arange(3))
+    assert torch.equal(growing.quality(), fixed.quality())
+    assert growing.masks(torch.tensor([1])).visible().tolist() == [[False, True, False, True]]
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_growing_stream_is_saved_even_before_its_first_object(keeps):
+    stream, nothing = shapes_stream(quality_of_output=True), torch.zeros(0, 1, 2, 2)
+    rows = torch.zeros(0, dtype=torch.int64)
+    take = MaskStream.add if keeps else MaskStream.measure
+    take(stream, nothing, rows)
+    for count in (1, 2):
+        stream = MaskStream.from_state_dict(stream.state_dict())
+        stream.reserve(count)
+        take(stream, halves("left"), torch.tensor([count - 1]))
+    again = MaskStream.from_state_dict(stream.state_dict())
+    assert again.num_frames == 3 and again.quality_of_output
+    assert torch.equal(again.quality(), stream.quality()) and again.quality().shape == (2,)
+    if keeps:
+        assert again.masks(torch.arange(2)) == stream.masks(torch.arange(2))
+        assert again.masks(torch.arange(2)).visible().tolist() == [[False, True, False], [False, False, True]]
+
+
+def test_dense_masks_cannot_become_more():
+    stream = MaskStream(1, padded_size=(8, 8), image_size=(8, 8), output_size=(8, 8), dense_frames=2)
+    stream.reserve(1)
+    with pytest.raises(ValueError, match="of 1 objects"):
+        stream.reserve(2)
+
+
+def test_quality_is_measured_at_the_size_that_is_asked_for():
+    logits = torch.tensor([[[[2.0, -2.0]]]])
+    sizes = {"padded_size": (1, 4), "image_size": (1, 4), "output_size": (1, 2)}
+    for at_output, want in ((False, [2.0, 1.0]), (True, [1.5])):  # columns 2, 1, -1, -2; then the mean of the first two
+        stream = MaskStream(1, **sizes, quality_of_output=at_output)
+        stream.add(logits)
+        assert stream.quality().item() == pytest.approx(torch.tensor(want).sigmoid().mean().item(), abs=1e-5)

@@ -1,6 +1,7 @@
 """What a method offers to be run frame by frame, and the inference over a whole video that follows from it.
 
-An online method tracks N objects, the same N rows from the first frame to the last. It is a `VideoModel` that derives
+An online method tracks N objects: a row stands for the same object from the first frame to the last, and new objects
+get new rows. It is a `VideoModel` that derives
 from `OnlineSegmenter` and writes four functions: how a stream starts (`start_stream`), what it needs to know of frames,
 each by itself (`observe`), how it moves on by one step (`advance`), and what it would report if the video ended
 now (`decide`). Everything it remembers is in the state it is handed, so a stream can be stopped, saved, and gone on
@@ -11,7 +12,7 @@ through these four functions alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,24 +33,82 @@ Evidence = dict[str, Tensor]
 
 @dataclass
 class StepMasks:
-    """Mask logits of N objects in the t frames of a step, made only where they are asked for.
+    """Mask logits of objects in the t frames of a step, made only where they are asked for.
 
     Attributes:
         features: (t, c, h, w) maps of the frames.
-        mixing: (N, c) weights of the maps for each object, or (N,) int64: the map that is the object's mask.
+        mixing: (n, c) weights of the maps for each object, or (n,) int64: the map that is the object's mask.
+        rows: (n,) int64, which of the objects these are; the others are not in these frames. None: all, in order.
+        num_objects: N so far, which may grow from step to step; None: n.
     """
 
     features: Tensor
     mixing: Tensor
+    rows: Tensor | None = None
+    num_objects: int | None = None
 
     def __len__(self) -> int:
-        return len(self.mixing)
+        return len(self.mixing) if self.num_objects is None else self.num_objects
 
     def logits(self, rows: Tensor | slice = slice(None)) -> Tensor:
-        """Mask logits of some objects: (n, t, h, w)."""
+        """Mask logits of some objects: (n, t, h, w); zeros for those that are not in these frames."""
+        if self.rows is None:
+            return self._made(rows)
+        wanted = torch.arange(len(self))[rows] if isinstance(rows, slice) else rows
+        places, entries = (wanted.to(self.rows.device)[:, None] == self.rows).nonzero(as_tuple=True)
+        made = self._made(entries)
+        logits = made.new_zeros(len(wanted), *made.shape[1:])
+        logits[places.to(made.device)] = made
+        return logits
+
+    def of_frames(self) -> tuple[Tensor, Tensor | None]:
+        """Mask logits (n, t, h, w) of the objects that are in these frames, and `rows`."""
+        return self._made(slice(None)), self.rows
+
+    def _made(self, entries: Tensor | slice) -> Tensor:
         if self.mixing.dim() == 1:
-            return self.features[:, self.mixing[rows]].transpose(0, 1)
-        return torch.einsum("nc,tchw->nthw", self.mixing[rows], self.features)
+            return self.features[:, self.mixing[entries].to(self.features.device)].transpose(0, 1)
+        return torch.einsum("nc,tchw->nthw", self.mixing[entries], self.features)
+
+
+class StepStore:
+    """The masks of the steps of a video until it is known whose are wanted; maps beyond the budget wait in a file.
+
+    Use it in a `with` statement, as `FeatureStore`.
+    """
+
+    def __init__(self, budget_mib: float) -> None:
+        self._features, self._mixings = FeatureStore(0.9 * budget_mib), FeatureStore(0.1 * budget_mib)
+        self._steps: list[StepMasks | None] = []  # without maps; None: the mixing is in the store
+        self._lengths: list[int] = []
+
+    def append(self, masks: StepMasks) -> None:
+        """Keep the masks of the next step."""
+        self._features.append(masks.features)
+        self._lengths.append(len(masks.features))
+        if masks.rows is None:
+            self._mixings.append(masks.mixing[None])
+            self._steps.append(None)
+        else:  # few numbers, and not as many in every step
+            self._steps.append(replace(masks, features=masks.features[:0]))
+
+    @property
+    def num_frames(self) -> int:
+        return len(self._features)
+
+    def logits(self, rows: Tensor) -> Iterator[Tensor]:
+        """Mask logits (n, t, h, w) of some objects, step after step."""
+        mixings = self._mixings.runs([1] * len(self._mixings))
+        for maps, step in zip(self._features.runs(self._lengths), self._steps, strict=True):
+            masks = StepMasks(maps, next(mixings)[0]) if step is None else replace(step, features=maps)
+            yield masks.logits(rows)
+
+    def __enter__(self) -> StepStore:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._features.close()
+        self._mixings.close()
 
 
 class OnlineSegmenter(VideoModel):
@@ -58,11 +117,13 @@ class OnlineSegmenter(VideoModel):
     Attributes:
         clip_length: frames of one step; the last step of a video may be shorter.
         use_quality: multiply the scores by the mask quality at the end.
+        quality_of_output: measure it at the size of the output masks, not at that of the network input.
         state_on_cpu: the state is kept on the CPU; by default it is where the model is.
     """
 
     clip_length: int = 1
     use_quality: bool = True
+    quality_of_output: bool = False
     state_on_cpu: bool = False
 
     def start_stream(self) -> StreamState:
@@ -81,7 +142,7 @@ class OnlineSegmenter(VideoModel):
             evidence: of 1 to `clip_length` frames.
 
         Returns:
-            The state afterwards, and the masks of all N objects in these frames.
+            The state afterwards, and the masks of the objects in these frames.
         """
         raise NotImplementedError
 
@@ -109,25 +170,23 @@ class OnlineSegmenter(VideoModel):
         Nothing is known about the best objects before the last frame, so masks are made in a second pass.
         """
         state = self.start_stream()
-        budget = self.feature_budget_mib
-        with FeatureStore(0.9 * budget) as features, FeatureStore(0.1 * budget) as mixings:
-            lengths, sizes = [], {}
+        with StepStore(self.feature_budget_mib) as store:
+            sizes: dict[str, Any] = {}
             for step, images in self.steps(video["image"]):
                 state, masks = self.advance(state, step)
                 sizes = {"image_size": images.image_sizes[0], "padded_size": tuple(images.tensor.shape[-2:])}
-                features.append(masks.features)
-                mixings.append(masks.mixing[None])
-                lengths.append(len(masks.features))
+                store.append(masks)
             scores, labels, rows = self.decide(state)
             rows, positions = rows.unique(return_inverse=True)  # a mask is made once, however many labels it has
             stream = MaskStream(
                 len(rows),
                 **sizes,
                 output_size=output_size(video, sizes["image_size"]),
-                dense_frames=len(features) if video.get("dense_masks", True) else None,
+                dense_frames=store.num_frames if video.get("dense_masks", True) else None,
+                quality_of_output=self.quality_of_output,
             )
-            for maps, mixing in zip(features.runs(lengths), mixings.runs([1] * len(lengths)), strict=True):
-                stream.add(StepMasks(maps, mixing[0]).logits(rows))
+            for logits in store.logits(rows):
+                stream.add(logits)
         return video_output(scores, labels, positions, stream, use_quality=self.use_quality)
 
     def steps(self, frames: Sequence[Tensor]) -> Iterator[tuple[Evidence, ImageList]]:
