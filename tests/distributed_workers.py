@@ -13,10 +13,9 @@ from torch import nn
 
 from lbvq.engine import comm
 from lbvq.engine.defaults import create_ddp_model
-from lbvq.engine.events import EventStorage
 from lbvq.engine.graceful_stop import GracefulStop
 from lbvq.engine.hooks import PeriodicWriter
-from lbvq.engine.trainer import HookBase, SimpleTrainer
+from lbvq.engine.trainer import HookBase, TrainLoop, TrainStep
 
 
 class TinyNet(nn.Module):
@@ -42,25 +41,22 @@ def share_of_batches():
         seed += 1
 
 
-def make_trainer(accumulate_steps: int = 1) -> SimpleTrainer:
+def make_trainer(accumulate_steps: int = 1) -> TrainLoop:
     torch.manual_seed(comm.get_rank())  # different first weights: DDP must send those of process 0
     model = create_ddp_model(TinyNet())
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    return SimpleTrainer(model, share_of_batches(), optimizer, accumulate_steps=accumulate_steps)
+    return TrainLoop(TrainStep(model, share_of_batches(), optimizer, accumulate_steps=accumulate_steps))
 
 
 def train_and_save(folder: str, accumulate_steps: int) -> None:
     """Three steps; save the gradients of the last, the weights after it, and the stored numbers."""
     trainer = make_trainer(accumulate_steps)
-    with EventStorage(0) as trainer.storage:
-        for trainer.iter in range(3):
-            trainer.run_step()
-        trainer.flush_metrics()
+    trainer.train(0, 3)
     histories = trainer.storage.histories()
     torch.save(
         {
-            "gradients": [parameter.grad for parameter in trainer.model.parameters()],
-            "weights": [parameter.detach() for parameter in trainer.model.parameters()],
+            "gradients": [parameter.grad for parameter in trainer.step.model.parameters()],
+            "weights": [parameter.detach() for parameter in trainer.step.model.parameters()],
             "losses": {name: history.samples for name, history in histories.items() if "loss" in name},
             "names": list(histories),
         },

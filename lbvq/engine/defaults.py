@@ -24,13 +24,13 @@ from .graceful_stop import GracefulStop
 from .hooks import BestCheckpointer, EvalHook, IterationTimer, LRScheduler, PeriodicCheckpointer, PeriodicWriter
 from .random_state import get_random_state, preserve_random_state, set_random_state
 from .solver import build_gradient_clipper, build_lr_scheduler, build_optimizer, scale_to_world_size
-from .trainer import HookBase, SimpleTrainer, TrainerBase
+from .trainer import HookBase, TrainLoop, TrainStep
 from .weights import unwrap
 
 logger = logging.getLogger(__name__)
 
 
-class DefaultTrainer(TrainerBase):
+class DefaultTrainer(TrainLoop):
     """Trains what a configuration describes.
 
     A subclass says how to build the model, the loaders and the evaluator (`train_net.py` does); optimizer, schedule,
@@ -48,7 +48,6 @@ class DefaultTrainer(TrainerBase):
     """
 
     def __init__(self, cfg: Any) -> None:
-        super().__init__()
         cfg = scale_to_world_size(cfg, comm.get_world_size())
         self.cfg = cfg
         model = self.build_model(cfg)
@@ -56,15 +55,7 @@ class DefaultTrainer(TrainerBase):
         data_loader = self.build_train_loader(cfg)
         if cfg.SOLVER.ACTIVATION_CHECKPOINTING:
             enable_activation_checkpointing(model)
-        self._trainer = SimpleTrainer(
-            create_ddp_model(model, find_unused_parameters=cfg.SOLVER.FIND_UNUSED_PARAMETERS),
-            data_loader,
-            optimizer,
-            clip_gradients=build_gradient_clipper(cfg, optimizer),
-            amp_dtype=training_amp_dtype(cfg, next(model.parameters()).device),
-            accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS,
-        )
-        self._trainer.after_backward = self.after_backward  # its step happens inside ours
+        super().__init__(self.build_step(cfg, model, data_loader, optimizer))
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=self)
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -72,9 +63,9 @@ class DefaultTrainer(TrainerBase):
         self._last_eval_results: dict[str, Any] = {}
         self.register_hooks(self.build_hooks())
 
-    model = property(lambda self: self._trainer.model)
-    optimizer = property(lambda self: self._trainer.optimizer)
-    data_loader = property(lambda self: self._trainer.data_loader)
+    model = property(lambda self: self.step.model)
+    optimizer = property(lambda self: self.step.optimizer)
+    data_loader = property(lambda self: self.step.data_loader)
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
@@ -112,6 +103,18 @@ class DefaultTrainer(TrainerBase):
     def build_lr_scheduler(cls, cfg: Any, optimizer: torch.optim.Optimizer) -> Any:
         """Return the learning rate schedule of `cfg.SOLVER`; it is stepped once per iteration."""
         return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_step(cls, cfg: Any, model: nn.Module, data_loader: Any, optimizer: torch.optim.Optimizer) -> TrainStep:
+        """Return what is done in every iteration; the place for another kind of step, derived from `TrainStep`."""
+        return TrainStep(
+            create_ddp_model(model, find_unused_parameters=cfg.SOLVER.FIND_UNUSED_PARAMETERS),
+            data_loader,
+            optimizer,
+            clip_gradients=build_gradient_clipper(cfg, optimizer),
+            amp_dtype=training_amp_dtype(cfg, next(model.parameters()).device),
+            accumulate_steps=cfg.SOLVER.ACCUMULATE_STEPS,
+        )
 
     def build_hooks(self) -> list[HookBase]:
         """Return the hooks in the published order, then ours."""
@@ -162,15 +165,6 @@ class DefaultTrainer(TrainerBase):
     def before_train(self) -> None:
         super().before_train()
         self._restore_process_state()
-
-    def run_step(self) -> None:
-        self._trainer.iter = self.iter
-        self._trainer.storage = self.storage
-        self._trainer.run_step()
-
-    def flush_metrics(self) -> None:
-        self._trainer.storage = self.storage
-        self._trainer.flush_metrics()
 
     # -- evaluation --------------------------------------------------------------------------------------------------
 
@@ -227,7 +221,11 @@ class DefaultTrainer(TrainerBase):
     # -- state -------------------------------------------------------------------------------------------------------
 
     def save(self, name: str) -> None:
-        """Write a checkpoint from which training can go on; every process must call this."""
+        """Write a checkpoint from which training can go on; every process must call this.
+
+        FloatingPointError, and no file, when the weights cannot be trusted because a loss was not finite.
+        """
+        self.flush()
         self._process_states = comm.gather(self._process_state())
         self.checkpointer.save(name, iteration=self.iter)
         self._process_states = []
@@ -255,7 +253,7 @@ class DefaultTrainer(TrainerBase):
             self.data_loader.load_state_dict(state["data_loader"])
         else:
             logger.warning("The data loader cannot go on where it was; it starts anew.")
-        _ = self._trainer.batches  # starting the workers may draw a random number, so it comes first
+        _ = self.step.batches  # starting the workers may draw a random number, so it comes first
         if same_processes:
             set_random_state(state["random"])
         else:
@@ -267,15 +265,14 @@ class DefaultTrainer(TrainerBase):
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
-        self._trainer.iter = self.iter
-        state["_trainer"] = self._trainer.state_dict()
+        state["_trainer"] = {"iteration": self.iter, **self.step.state_dict()}  # as published
         if self._process_states:
             state["processes"] = self._process_states
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._trainer.load_state_dict(state["_trainer"])
+        self.step.load_state_dict(state["_trainer"])
         self._process_states = state.get("processes", [])
 
 

@@ -58,7 +58,6 @@ class GracefulStop(HookBase):
             return
         if not comm.any_process(self.received is not None):
             return
-        self.trainer.flush_metrics()
         self._save(f"model_{self.trainer.iter:07d}")
         logger.warning("Saved iteration %d; continue with --resume.", self.trainer.iter)
         self.trainer.stop()

@@ -246,7 +246,7 @@ class PeriodicWriter(HookBase):
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done % self._period == 0 or done == self.trainer.max_iter:
-            self.trainer.flush_metrics()
+            self.trainer.flush()
             self._write()
 
     def after_train(self) -> None:

@@ -1,4 +1,6 @@
-"""The training loop: `TrainerBase` calls hooks around steps, `SimpleTrainer` knows what a step is.
+"""The training loop: `TrainLoop` owns the iteration and the numbers, `TrainStep` does one step when it is called.
+
+    TrainLoop(TrainStep(model, loader, optimizer)).train(0, 1000)
 
 A step is: next batch, losses of the model, backward pass, gradient clipping, optimizer step. Mixed precision, gradient
 accumulation and data-parallel models are options of that one step. Everything else that happens in training (learning
@@ -9,10 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +34,7 @@ class HookBase:
     `self.trainer` is the trainer (a weak reference, so trainers are freed) and `self.trainer.iter` the iteration.
     """
 
-    trainer: TrainerBase
+    trainer: TrainLoop
 
     def before_train(self) -> None:
         """Called once before the first iteration."""
@@ -55,21 +59,47 @@ class HookBase:
         """Take over what `state_dict` returned; called only with a dictionary that is not empty."""
 
 
-class TrainerBase:
-    """Iterates with hooks.
+class Step(Protocol):
+    """Does one step of training and returns the losses, detached and still on their device.
+
+    Attributes:
+        data_time: seconds the last call waited for its batch.
+    """
+
+    data_time: float
+
+    def __call__(self, iteration: int, after_backward: Callable[[], None]) -> dict[str, Tensor]: ...
+
+
+class TrainLoop:
+    """Calls a step again and again, with hooks around it.
+
+    Args:
+        step: what is done in an iteration, usually a `TrainStep`.
+        metrics_period: iterations between the moments at which losses leave the device.
 
     Attributes:
         iter: current iteration, counted from 0 and over resumed runs; equals `max_iter` after a finished run.
         stopped: True when training was asked to end early, see `stop`.
+        storage: the numbers of this run; new for each call of `train`.
+        metrics: losses that are still on the device, see `flush`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, step: Step, *, metrics_period: int = 20) -> None:
+        self.step = step
+        self.metrics_period = metrics_period
+        self.metrics = MetricBuffer()
         self._hooks: list[HookBase] = []
         self.iter = 0
         self.start_iter = 0
         self.max_iter = 0
         self.stopped = False
-        self.storage: EventStorage | None = None
+        self.storage = EventStorage()
+
+    def __init_subclass__(cls) -> None:
+        """Refuse the former way to change a step, which nothing would call."""
+        if "run_step" in vars(cls):
+            raise TypeError(f"{cls.__name__}.run_step is never called; give the loop another step, see TrainStep.")
 
     def register_hooks(self, hooks: Iterable[HookBase | None]) -> None:
         """Add hooks to the end of the list; every callback goes through the list in order. None is skipped."""
@@ -88,16 +118,30 @@ class TrainerBase:
             try:
                 self.before_train()
                 while self.iter < max_iter and not self.stopped:
-                    self.before_step()
-                    self.run_step()
-                    self.after_step()
+                    self._iterate()
                     if not self.stopped or self.iter + 1 == max_iter:
                         self.iter += 1
+                self.flush()
             except Exception:
                 logger.exception("Exception during training, in iteration %d:", self.iter)
                 raise
             finally:
                 self.after_train()
+
+    def _iterate(self) -> None:
+        self.before_step()
+        losses = self.step(self.iter, self.after_backward)
+        self.metrics.add(self.iter, losses, self.step.data_time)
+        if (self.iter + 1) % self.metrics_period == 0:
+            self.flush()
+        self.after_step()
+
+    def flush(self) -> None:
+        """Put losses that are still on the device into the storage; all processes must call this together.
+
+        FloatingPointError if one of them is not finite.
+        """
+        self.metrics.flush(self.storage)
 
     def stop(self) -> None:
         """End training after the current iteration; hooks of this iteration that follow still run."""
@@ -125,34 +169,33 @@ class TrainerBase:
         for hook in self._hooks:
             hook.after_step()
 
-    def run_step(self) -> None:
-        """Do one iteration."""
-        raise NotImplementedError
-
-    def flush_metrics(self) -> None:
-        """Put losses that are still on the device into the storage; all processes must call this together."""
-
     def state_dict(self) -> dict[str, Any]:
-        """Return the iteration just finished and the states of the hooks by class name."""
-        hooks: dict[str, Any] = {}
-        for hook in self._hooks:
-            state = hook.state_dict()
-            if state:
-                hooks[type(hook).__qualname__] = state
-        return {"iteration": self.iter, "hooks": hooks}
+        """Return the iteration just finished and the states of the hooks, see `_named_hooks`."""
+        states = {name: hook.state_dict() for name, hook in self._named_hooks().items()}
+        return {"iteration": self.iter, "hooks": {name: state for name, state in states.items() if state}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a state; hooks that are new here keep theirs, saved ones that no longer exist are reported."""
         self.iter = state["iteration"]
-        by_name = {type(hook).__qualname__: hook for hook in self._hooks}
+        hooks = self._named_hooks()
         for name, hook_state in state.get("hooks", {}).items():
-            if name in by_name:
-                by_name[name].load_state_dict(hook_state)
+            if name in hooks:
+                hooks[name].load_state_dict(hook_state)
             else:
                 logger.warning("The checkpoint has a state for the hook %s, which this run does not use.", name)
 
+    def _named_hooks(self) -> dict[str, HookBase]:
+        """The hooks by the name of their class, as published; the second one of a class is called `Name#2`."""
+        named: dict[str, HookBase] = {}
+        count: Counter[str] = Counter()
+        for hook in self._hooks:
+            name = type(hook).__qualname__
+            count[name] += 1
+            named[name if count[name] == 1 else f"{name}#{count[name]}"] = hook
+        return named
 
-class SimpleTrainer(TrainerBase):
+
+class TrainStep:
     """One step of training for a model that returns its losses.
 
     Args:
@@ -162,7 +205,9 @@ class SimpleTrainer(TrainerBase):
         clip_gradients: called between backward pass and step, with gradients that are not scaled; None: no clipping.
         amp_dtype: torch.float16 (with loss scaling) or torch.bfloat16; None computes in full precision.
         accumulate_steps: passes a batch is split into; gradients are those of the mean over its samples.
-        metrics_period: iterations between the moments at which losses leave the device.
+
+    Attributes:
+        data_time: seconds the last call waited for its batch.
     """
 
     def __init__(
@@ -171,12 +216,10 @@ class SimpleTrainer(TrainerBase):
         data_loader: Iterable[Sequence[Any]],
         optimizer: torch.optim.Optimizer,
         *,
-        clip_gradients: Callable[[], None] | None = None,
+        clip_gradients: Callable[[], Any] | None = None,
         amp_dtype: torch.dtype | None = None,
         accumulate_steps: int = 1,
-        metrics_period: int = 20,
     ) -> None:
-        super().__init__()
         if accumulate_steps < 1:
             raise ValueError(f"accumulate_steps must be at least 1, got {accumulate_steps}.")
         model.train()
@@ -188,8 +231,7 @@ class SimpleTrainer(TrainerBase):
         self.device_type = next(model.parameters()).device.type
         self.amp_dtype = amp_dtype
         self.grad_scaler = torch.amp.GradScaler(self.device_type) if amp_dtype == torch.float16 else None
-        self.metrics_period = metrics_period
-        self._metrics = MetricBuffer()
+        self.data_time = 0.0
         self._batches: Iterator[Sequence[Any]] | None = None
 
     @property
@@ -199,26 +241,37 @@ class SimpleTrainer(TrainerBase):
             self._batches = iter(self.data_loader)
         return self._batches
 
-    def run_step(self) -> None:
+    def __call__(self, iteration: int, after_backward: Callable[[], None] | None = None) -> dict[str, Tensor]:
+        """Do one step.
+
+        Args:
+            iteration: for messages.
+            after_backward: called when the gradients are there and the optimizer has not used them.
+
+        Returns:
+            {name: scalar} losses of this process, float32, detached, on the device; nothing has waited for them.
+
+        Raises:
+            FloatingPointError: on the CPU, a loss is not finite; the weights are as before. On other devices reading
+                a number would make the host wait for all that was asked of them, so this is found at the next flush.
+        """
         if not self.model.training:
             raise RuntimeError("The model is in evaluation mode; something called eval() and did not undo it.")
         start = time.perf_counter()
         batch = self.next_batch()
-        data_time = time.perf_counter() - start
+        self.data_time = time.perf_counter() - start
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._backward(batch)
-        self.after_backward()
+        if self.device_type == "cpu" and self.grad_scaler is None:
+            _check_finite(losses, iteration)
+        if after_backward is not None:
+            after_backward()
         self._optimizer_step()
-        self._metrics.add(self.iter, losses, data_time)
-        if (self.iter + 1) % self.metrics_period == 0:
-            self.flush_metrics()
+        return losses
 
     def next_batch(self) -> Sequence[Any]:
         """Wait for the next batch."""
         return next(self.batches)
-
-    def flush_metrics(self) -> None:
-        self._metrics.flush(self.storage)
 
     def _backward(self, batch: Sequence[Any]) -> dict[str, Tensor]:
         """Leave the gradients of the mean over the batch in the parameters; return the detached losses."""
@@ -229,14 +282,14 @@ class SimpleTrainer(TrainerBase):
             with self._no_gradient_exchange() if index < len(parts) - 1 else contextlib.nullcontext():
                 losses = self._losses(part)
                 total = sum(losses.values()) * share
-                self._check_finite(total, losses)
                 (self.grad_scaler.scale(total) if self.grad_scaler else total).backward()
             for name, loss in losses.items():
-                sums[name] = sums.get(name, 0) + loss.detach().float() * share
+                mine = loss.detach().float() * share
+                sums[name] = sums[name] + mine if name in sums else mine
         return sums
 
     def _losses(self, part: Sequence[Any]) -> dict[str, Tensor]:
-        autocast = contextlib.nullcontext()
+        autocast: contextlib.AbstractContextManager = contextlib.nullcontext()
         if self.amp_dtype is not None:
             autocast = torch.amp.autocast(self.device_type, dtype=self.amp_dtype)
         with autocast:
@@ -244,38 +297,35 @@ class SimpleTrainer(TrainerBase):
         return {"total_loss": losses} if isinstance(losses, Tensor) else losses
 
     def _no_gradient_exchange(self) -> contextlib.AbstractContextManager:
-        ddp = isinstance(self.model, DistributedDataParallel)
-        return self.model.no_sync() if ddp else contextlib.nullcontext()
-
-    def _check_finite(self, total: Tensor, losses: dict[str, Tensor]) -> None:
-        """Refuse a step on losses that are not finite; with a loss scaler that is left to the scaler and the flush."""
-        if self.grad_scaler is None and not torch.isfinite(total):
-            values = {name: loss.item() for name, loss in losses.items()}
-            raise FloatingPointError(f"Loss became infinite or NaN at iteration {self.iter}: {values}")
+        return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else contextlib.nullcontext()
 
     def _optimizer_step(self) -> None:
-        if self.grad_scaler is None:
-            if self.clip_gradients is not None:
-                self.clip_gradients()
-            self.optimizer.step()
-            return
-        self.grad_scaler.unscale_(self.optimizer)  # clipping needs the true gradients
+        if self.grad_scaler is not None:
+            self.grad_scaler.unscale_(self.optimizer)  # clipping needs the true gradients
         if self.clip_gradients is not None:
             self.clip_gradients()
-        self.grad_scaler.step(self.optimizer)  # skips the step when a gradient is infinite or NaN
-        self.grad_scaler.update()
+        if self.grad_scaler is None:
+            self.optimizer.step()
+        else:
+            self.grad_scaler.step(self.optimizer)  # skips the step when a gradient is infinite or NaN
+            self.grad_scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"iteration": self.iter, "optimizer": self.optimizer.state_dict()}
+        state = {"optimizer": self.optimizer.state_dict()}
         if self.grad_scaler is not None:
             state["grad_scaler"] = self.grad_scaler.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.iter = state["iteration"]
         self.optimizer.load_state_dict(state["optimizer"])
         if self.grad_scaler is not None and state.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state["grad_scaler"])
+
+
+def _check_finite(losses: dict[str, Tensor], iteration: int) -> None:
+    values = {name: loss.item() for name, loss in losses.items()}
+    if not math.isfinite(sum(values.values())):
+        raise FloatingPointError(f"Loss became infinite or NaN at iteration {iteration}: {values}")
 
 
 def split_batch(batch: Sequence[Any], count: int) -> list[Sequence[Any]]:
@@ -293,3 +343,10 @@ def split_batch(batch: Sequence[Any], count: int) -> list[Sequence[Any]]:
             parts.append(batch[begin:end])
         begin = end
     return parts
+
+
+def __getattr__(name: str) -> Any:
+    """Say what replaced the former classes."""
+    if name in ("SimpleTrainer", "TrainerBase"):
+        raise ImportError(f"{name} is gone: a step is TrainStep(model, loader, optimizer), the loop TrainLoop(step).")
+    raise AttributeError(f"module {__name__} has no attribute {name}")

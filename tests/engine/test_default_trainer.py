@@ -135,6 +135,15 @@ def test_another_number_of_processes_starts_the_data_anew_with_a_warning(tmp_pat
     assert "written by 2 processes, this run has 1" in caplog.text
 
 
+def test_no_checkpoint_is_written_after_a_loss_that_is_not_finite(tmp_path):
+    trainer = make_trainer(make_cfg(tmp_path))
+    trainer.step.device_type = "cuda"  # where a loss is not looked at in its own iteration
+    trainer.model.layers[-1].bias.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="iteration 0"):
+        trainer.train()
+    assert trainer.iter == 5 and not list(tmp_path.glob("*.pth"))
+
+
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     cfg = make_cfg(tmp_path, "SOLVER.MAX_TO_KEEP", "2", "SOLVER.BEST_METRIC", "segm/AP")
     make_trainer(cfg).train()

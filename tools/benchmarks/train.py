@@ -27,10 +27,9 @@ from lbvq.data import build_train_loader
 from lbvq.data.synthetic import SyntheticSettings, write_dataset
 from lbvq.engine.activation_checkpointing import enable_activation_checkpointing
 from lbvq.engine.defaults import training_amp_dtype
-from lbvq.engine.events import EventStorage
 from lbvq.engine.random_state import seed_all_rng
 from lbvq.engine.solver import build_gradient_clipper, build_optimizer
-from lbvq.engine.trainer import SimpleTrainer
+from lbvq.engine.trainer import TrainStep
 from mask2former.registry import build_model
 
 DEFAULT_CONFIG = "configs/synthetic/lbvq_R18_tiny.yaml"
@@ -48,18 +47,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the configuration")
 
 
-class StageTimer(SimpleTrainer):
+class StageTimer(TrainStep):
     """Measures the parts of each step; waiting for the GPU after each part makes the step a little slower."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.seconds = {"data": 0.0, "forward and losses": 0.0, "backward": 0.0, "clip and optimizer": 0.0}
 
-    def run_step(self) -> None:
+    def __call__(self, iteration: int, after_backward: Any = None) -> Any:
         before = sum(self.seconds.values())
         start = self._now()
-        super().run_step()
+        losses = super().__call__(iteration, after_backward)
         self.seconds["backward"] += self._now() - start - (sum(self.seconds.values()) - before)
+        return losses
 
     def next_batch(self) -> Any:
         return self._timed("data", super().next_batch)
@@ -92,13 +92,12 @@ def run(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if not args.real:
             _write_videos(folder, args)
-        trainer = _build_trainer(cfg)
-        with EventStorage(0) as trainer.storage:
-            for trainer.iter in range(args.warmup + args.iterations):
-                if trainer.iter == args.warmup:
-                    trainer.seconds = dict.fromkeys(trainer.seconds, 0.0)
-                trainer.run_step()
-        _print_table(cfg, trainer, args.iterations)
+        step = _build_step(cfg)
+        for iteration in range(args.warmup + args.iterations):
+            if iteration == args.warmup:
+                step.seconds = dict.fromkeys(step.seconds, 0.0)
+            step(iteration)
+        _print_table(cfg, step, args.iterations)
 
 
 def _write_videos(folder: str, args: argparse.Namespace) -> None:
@@ -109,7 +108,7 @@ def _write_videos(folder: str, args: argparse.Namespace) -> None:
     os.environ["DETECTRON2_DATASETS"] = folder
 
 
-def _build_trainer(cfg: Any) -> StageTimer:
+def _build_step(cfg: Any) -> StageTimer:
     model = build_model(cfg)
     if cfg.SOLVER.ACTIVATION_CHECKPOINTING:
         enable_activation_checkpointing(model)
@@ -124,15 +123,15 @@ def _build_trainer(cfg: Any) -> StageTimer:
     )
 
 
-def _print_table(cfg: Any, trainer: StageTimer, iterations: int) -> None:
-    total = sum(trainer.seconds.values())
+def _print_table(cfg: Any, step: StageTimer, iterations: int) -> None:
+    total = sum(step.seconds.values())
     print(f"{'stage':<22}{'ms per iteration':>18}{'share':>8}")
-    for stage, seconds in {**trainer.seconds, "total": total}.items():
+    for stage, seconds in {**step.seconds, "total": total}.items():
         print(f"{stage:<22}{1000 * seconds / iterations:>18.1f}{seconds / total:>8.1%}")
     clips = cfg.SOLVER.IMS_PER_BATCH * iterations / total
     frames = clips * cfg.INPUT.SAMPLING_FRAME_NUM
     print(f"{iterations / total:.3f} iterations/s, {clips:.2f} clips/s, {frames:.2f} frames/s", end=", ")
-    if trainer.device_type == "cuda":
+    if step.device_type == "cuda":
         print(f"peak GPU memory {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB")
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
