@@ -9,6 +9,7 @@ from helpers import CONFIGS, recorded
 from lbvq.config import get_cfg
 from lbvq.config.defaults import IGNORED_GROUPS
 from lbvq.config.node import dotted_leaves
+from lbvq.config.unused import UNUSED_KEYS
 
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 LEAVES = [name for name in FILES if not name.startswith("_base_/")]
@@ -16,14 +17,18 @@ LEAVES = [name for name in FILES if not name.startswith("_base_/")]
 PUBLISHED = recorded("configs")
 
 
+OUR_FOLDERS = {"ytvis19": "youtubevis_2019", "ytvis21": "youtubevis_2021", "ytvis22": "youtubevis_2022"}
+
+
 def published_files() -> dict[str, str]:
     """Our file: published file. Base files and second copies have no counterpart."""
     pairs = {}
     for name in PUBLISHED["changes"]:
         repository, *folders, file = name.split("__")
-        if file.startswith("Base-") or (repository, folders[0]) == ("GenVIS", "vita"):
+        if file.startswith("Base") or (repository, folders[0]) == ("GenVIS", "vita"):
             continue
         folders = folders[1:] if repository == "GenVIS" else folders
+        folders = [OUR_FOLDERS.get(folder, folder) for folder in folders if not folder.startswith("vit-")]
         pairs["/".join([*folders, file]) + ".yaml"] = name
     return pairs
 
@@ -36,7 +41,16 @@ DIFFERENCES: dict[str, dict[str, object]] = {  # our file: {key: our value}
 
 
 def without_effect(published: str, key: str) -> bool:
-    """True for keys that our shared bases set and nothing reads in OVFormer, whose backbones are timm's and Swin."""
+    """True for keys that nothing reads in a method, whatever the published file or our shared bases set them to.
+
+    OVFormer's backbones are timm's and Swin; VidEoMT and PMT are plain ViTs, start from weights that the published
+    files do not name, and follow a schedule of their own, which the published files do not name either.
+    """
+    if published.startswith(("videomt__", "pmt__")):
+        groups = ("MODEL.RESNETS.", "MODEL.SEM_SEG_HEAD.", "SOLVER.WARMUP_")
+        named = ("MODEL.WEIGHTS", "OUTPUT_DIR", "SOLVER.LR_SCHEDULER_NAME", "SOLVER.STEPS", "MODEL.BACKBONE.HIDDEN_DIM")
+        is_pmt_width = published.startswith("pmt__") and key == "MODEL.BACKBONE.HIDDEN_DIM"
+        return (key.startswith(groups) or key in (*UNUSED_KEYS, *named)) and not is_pmt_width
     return published.startswith("OVFormer__") and (
         key.startswith("MODEL.RESNETS.") or key in ("MODEL.MASK_ON", "MODEL.BACKBONE.FREEZE_AT")
     )

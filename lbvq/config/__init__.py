@@ -9,7 +9,9 @@ from lbvq.config.methods import (
     add_maskformer2_video_config,
     add_minvis_config,
     add_ovformer_config,
+    add_pmt_config,
     add_refine_config,
+    add_videomt_config,
     add_visage_config,
     add_vita_config,
     add_vmt_config,
@@ -27,7 +29,9 @@ __all__ = [
     "add_maskformer2_video_config",
     "add_minvis_config",
     "add_ovformer_config",
+    "add_pmt_config",
     "add_refine_config",
+    "add_videomt_config",
     "add_visage_config",
     "add_vita_config",
     "add_vmt_config",
@@ -47,6 +51,8 @@ def get_cfg() -> CfgNode:
         add_visage_config,
         add_ovformer_config,
         add_vmt_config,
+        add_videomt_config,
+        add_pmt_config,
         add_refine_config,
     ):
         add_config(cfg)

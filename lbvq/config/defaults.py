@@ -65,10 +65,11 @@ DATA: dict[str, Any] = {
 }
 
 SOLVER: dict[str, Any] = {
-    "LR_SCHEDULER_NAME": "WarmupMultiStepLR",  # or WarmupCosineLR, WarmupStepWithFixedGammaLR, WarmupPolyLR
+    "LR_SCHEDULER_NAME": "WarmupMultiStepLR",  # or ...CosineLR, ...StepWithFixedGammaLR, ...PolyLR, TwoStagePolyLR
     "MAX_ITER": 40000,  # training iterations
     "BASE_LR": 0.001,  # learning rate of everything but the backbone
     "BASE_LR_END": 0.0,  # last learning rate of the cosine schedule
+    "PARAMETER_GROUPS": "modules",  # (ours) rates and decays by "modules", or by "layers" of a plain ViT; see solver.py
     "MOMENTUM": 0.9,  # of SGD
     "NESTEROV": False,  # see unused.py
     "WEIGHT_DECAY": 0.0001,  # of all parameters not named below

@@ -75,7 +75,7 @@ _OURS: dict[str, Any] = {  # engine keys without a published counterpart, needed
     "WANDB_PROJECT": ENGINE["WANDB_PROJECT"],
     "MODEL": {"COMPILE": MODEL["COMPILE"]},
     "SOLVER": {
-        **{key: SOLVER[key] for key in ("MAX_TO_KEEP", "BEST_METRIC", "ACCUMULATE_STEPS")},
+        **{key: SOLVER[key] for key in ("MAX_TO_KEEP", "BEST_METRIC", "ACCUMULATE_STEPS", "PARAMETER_GROUPS")},
         **{key: SOLVER[key] for key in ("ACTIVATION_CHECKPOINTING", "FIND_UNUSED_PARAMETERS")},
         "AMP": {"DTYPE": SOLVER["AMP"]["DTYPE"]},
     },
@@ -273,6 +273,109 @@ def add_vmt_config(cfg: FvcoreCfgNode) -> None:
     add_maskformer2_video_config(cfg)
     add_missing(cfg, JOINT_TRAINING)
     add_missing(cfg, VMT)
+
+
+# -- VidEoMT and PMT -------------------------------------------------------------------------------------------------
+
+VIDEOMT: dict[str, Any] = {
+    "MODEL": {
+        "BACKBONE": {  # as published, the settings of the whole network stand here
+            "MODEL_NAME": "vit_large_patch14_reg4_dinov2",  # of the ViT, see mask2former/modeling/vit.py
+            "IMG_SIZE": 640,  # side of the square that the position table is for; other sizes work
+            "PATCH_SIZE": 16,  # pixels per side of a patch, whatever the name says
+            "SIZE_DIVISIBILITY": 32,  # frames are padded to a multiple of this
+            "SEGMENTER_BLOCKS": [20, 21, 22, 23],  # blocks that the queries go through: the last ones
+            "NUM_OBJECT_QUERIES": 100,  # queries
+            "NUM_CLASSES": 133,  # classes of the data set
+            "HIDDEN_DIM": 1024,  # width of the small networks of the blocks of PMT's decoder
+            "NORM_QUERIES": False,  # carry the queries on after the last norm instead of before it
+            "DEEP_SUPERVISION": True,  # losses of what enters the blocks of the queries, too
+            "CLASS_WEIGHT": 1.0,  # losses and matching: class
+            "MASK_WEIGHT": 20.0,  # losses and matching: cross entropy of masks
+            "DICE_WEIGHT": 1.0,  # losses and matching: dice of masks
+            "NO_OBJECT_WEIGHT": 0.1,  # weight of "no object" in the classification loss
+            "TRAIN_NUM_POINTS": 12544,  # points at which masks are compared
+            "OVERSAMPLE_RATIO": 3.0,  # candidates per point
+            "IMPORTANCE_SAMPLE_RATIO": 0.75,  # share of points where the mask is least certain
+            "TEST": {
+                "TASK": "vis",  # the only one here
+                "MAX_NUM": 20,  # most (object, class) pairs reported per video
+                "WINDOW_SIZE": 3,  # most frames whose first blocks are computed at once, on a GPU
+                "WINDOW_INFERENCE": True,  # see unused.py
+                "INSTANCE_ON": False,  # see unused.py
+                "SEMANTIC_ON": True,  # see unused.py
+                "PANOPTIC_ON": False,  # see unused.py
+                "OBJECT_MASK_THRESHOLD": 0.0,  # see unused.py
+                "OVERLAP_THRESHOLD": 0.0,  # see unused.py
+                "SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": False,  # see unused.py
+            },
+            # for what follows see unused.py
+            **dict.fromkeys(("ATTN_MASK_ANNEALING_ENABLED", "REID_BRANCH", "WINDOW_INFERENCE"), True),
+            **dict.fromkeys(("DYNAMIC_EVAL", "ENFORCE_INPUT_PROJ", "FUSED_QKV", "MASKED", "PRE_NORM"), False),
+            "CONTEXT_FILTER_SIZE": 9,  # see unused.py
+            "DEC_LAYERS": 6,  # see unused.py
+            "DIM_FEEDFORWARD": 2048,  # see unused.py
+            "DROPOUT": 0.1,  # see unused.py
+            "ENC_LAYERS": 0,  # see unused.py
+            "NHEADS": 8,  # see unused.py
+            "NUM_Q": 200,  # see unused.py
+            "START_STEPS": [14782, 29564, 44346, 59128],  # see unused.py
+            "END_STEPS": [29564, 44346, 59128, 73910],  # see unused.py
+            "TRACKER_BLOCKS": [22, 23],  # see unused.py
+            "TRANSFORMER_IN_FEATURE": "res5",  # see unused.py
+        },
+        "VIT": {  # (ours) other sizes than those of a name, and what is odd in the published training
+            "EMBED_DIM": 0,  # channels of the ViT; 0: as MODEL.BACKBONE.MODEL_NAME says
+            "DEPTH": 0,  # its blocks; 0: the same
+            "NUM_HEADS": 0,  # its attention heads; 0: the same
+            "SUPERVISE_LAST_INPUT": False,  # losses of what enters the last block, which as published has none
+            "HIDDEN_AS_LAST_CLASS": False,  # as published: objects hidden in the last frame learn the last class
+            "MIXED_CLIPS": False,  # as published: with several clips per process their last outputs are mixed up
+        },
+    },
+    "SOLVER": {
+        "LLRD": 0.8,  # a block of the ViT learns at this share of the rate of the block above; see PARAMETER_GROUPS
+        "WARMUP_STEPS": (500, 1000),  # of TwoStagePolyLR: iterations until all but the ViT, and then until the ViT
+        "POLY_POWER": 0.9,  # of TwoStagePolyLR
+    },
+    "INPUT": {"REVERSE_AGU": False},  # see unused.py
+    "DATASETS": {
+        "DATASET_NEED_MAP": [False],  # see unused.py
+        "DATASET_TYPE": ["video_instance"],  # see unused.py
+        "DATASET_TYPE_TEST": ["video_instance"],  # see unused.py
+    },
+}
+
+PMT: dict[str, Any] = {
+    "MODEL": {
+        "BACKBONE": {
+            "NUM_BLOCKS": 6,  # of the decoder
+            "INTERACTION_INDICES": [5, 11, 17, 23],  # blocks of the ViT whose outputs the decoder adds up
+            "FROZEN_ENCODER": True,  # never train the ViT
+            "EXTRA_BN": True,  # normalise these outputs over the batch
+            "DECODER_TYPE": "online",  # the only one here, as are the next six
+            "DECODER_PE": "rope",
+            "LATERAL_PROJECTION": "mlp",
+            "LEVEL_SCALERS": True,
+            "RESIDUAL_PATH": True,
+            "RESIDUAL_PROJECTION": True,
+            "MASKED_ATTN_ENABLED": True,  # every published video model sets it False, and it must be
+        }
+    }
+}
+
+
+def add_videomt_config(cfg: FvcoreCfgNode) -> None:
+    """Add VidEoMT's keys: MODEL.BACKBONE, MODEL.VIT, its schedule, clip sampling and joint training."""
+    add_maskformer2_video_config(cfg)
+    add_missing(cfg, JOINT_TRAINING)
+    add_missing(cfg, VIDEOMT)
+
+
+def add_pmt_config(cfg: FvcoreCfgNode) -> None:
+    """Add PMT's keys and those it shares with VidEoMT."""
+    add_videomt_config(cfg)
+    add_missing(cfg, PMT)
 
 
 # -- mask refinement, for every method -------------------------------------------------------------------------------

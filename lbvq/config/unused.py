@@ -16,6 +16,17 @@ _TTA = "test-time augmentation is not supported"
 _STEM = "the ResNet stem is always a 7x7 convolution and res5 has no grid of dilations"
 _PUBLISHED = "the published code does not read it either"
 
+_PUBLISHED_VIDEO = "the published code does not read it when it trains on videos"
+_NO_PART = "neither VidEoMT nor PMT has a part that it is about"
+_OF_VIDEOMT = {  # of MODEL.BACKBONE
+    **dict.fromkeys(("CONTEXT_FILTER_SIZE", "DIM_FEEDFORWARD", "DYNAMIC_EVAL", "ENC_LAYERS", "ENFORCE_INPUT_PROJ"), ()),
+    **dict.fromkeys(("FUSED_QKV", "MASKED", "NHEADS", "NUM_Q", "PRE_NORM", "REID_BRANCH", "TRACKER_BLOCKS"), ()),
+    **dict.fromkeys(("TRANSFORMER_IN_FEATURE", "WINDOW_INFERENCE"), ()),
+    "DROPOUT": (0.0,),
+}
+_KIND = "the kind of a data set is known from its registration"
+_PANOPTIC = "it belongs to panoptic and semantic segmentation"
+
 UNUSED_KEYS: dict[str, tuple[str, tuple]] = {  # key: (reason, quiet values besides the default)
     "VIS_PERIOD": ("training images are not drawn", ()),
     "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": ("it belongs to semantic segmentation", ()),
@@ -59,6 +70,22 @@ UNUSED_KEYS: dict[str, tuple[str, tuple]] = {  # key: (reason, quiet values besi
     "MODEL.VITA.DROPOUT": (_PUBLISHED, ()),
     "MODEL.VITA.MULTI_CLS_ON": (_PUBLISHED, ()),
     "MODEL.VITA.APPLY_CLS_THRES": (_PUBLISHED, ()),
+    "MODEL.BACKBONE.TEST.WINDOW_INFERENCE": ("a video is always encoded in pieces of TEST.WINDOW_SIZE frames", ()),
+    "MODEL.BACKBONE.TEST.INSTANCE_ON": (_PANOPTIC, ()),
+    "MODEL.BACKBONE.TEST.SEMANTIC_ON": (_PANOPTIC, ()),
+    "MODEL.BACKBONE.TEST.PANOPTIC_ON": (_PANOPTIC, ()),
+    "MODEL.BACKBONE.TEST.OBJECT_MASK_THRESHOLD": (_PANOPTIC, (0.8,)),
+    "MODEL.BACKBONE.TEST.OVERLAP_THRESHOLD": (_PANOPTIC, (0.8,)),
+    "MODEL.BACKBONE.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": (_PANOPTIC, ()),
+    "MODEL.BACKBONE.DEC_LAYERS": ("there are losses of every block of the queries", (3, 4, 10)),
+    "MODEL.BACKBONE.ATTN_MASK_ANNEALING_ENABLED": (_PUBLISHED_VIDEO, ()),
+    "MODEL.BACKBONE.START_STEPS": (_PUBLISHED_VIDEO, ()),
+    "MODEL.BACKBONE.END_STEPS": (_PUBLISHED_VIDEO, ()),
+    **{f"MODEL.BACKBONE.{key}": (_NO_PART, quiet) for key, quiet in _OF_VIDEOMT.items()},
+    "INPUT.REVERSE_AGU": ("clips are not reversed", ()),
+    "DATASETS.DATASET_NEED_MAP": (_KIND, ([True, False],)),
+    "DATASETS.DATASET_TYPE": (_KIND, (["image_instance", "video_instance"],)),
+    "DATASETS.DATASET_TYPE_TEST": (_KIND, ()),
     "SOLVER.NESTEROV": (_PUBLISHED, ()),
     "SOLVER.BIAS_LR_FACTOR": (_PUBLISHED, ()),
     "SOLVER.WEIGHT_DECAY_BIAS": (_PUBLISHED, ()),

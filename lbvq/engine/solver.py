@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,8 @@ NORM_LAYERS = (
 )
 NO_DECAY_NAMES = ("relative_position_bias_table", "absolute_pos_embed")
 
+Factor = Callable[[int], float]  # iteration, counted from 0, to a multiplier of the learning rate
+
 _EPSILON = 1e-6  # keeps an iteration from falling before its own step through rounding of i / N
 
 
@@ -38,20 +40,34 @@ _EPSILON = 1e-6  # keeps an iteration from falling before its own step through r
 
 
 def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
-    """Build AdamW or SGD over the trainable parameters of `model`.
+    """Build AdamW or SGD over the trainable parameters of `model`, in groups as SOLVER.PARAMETER_GROUPS says.
 
-    Parameters of modules with "backbone" in their name learn BACKBONE_MULTIPLIER times as fast; normalisation layers,
-    embeddings and Swin's position tables have weight decays of their own.
+    "modules": parameters of modules with "backbone" in their name learn BACKBONE_MULTIPLIER times as fast;
+    normalisation layers, embeddings and Swin's position tables have weight decays of their own. "layers": a block of a
+    plain ViT learns LLRD times as fast as the one above it, and everything has one weight decay.
     """
     solver = cfg.SOLVER
-    groups = parameter_groups(
-        model,
-        base_lr=solver.BASE_LR,
-        weight_decay=solver.WEIGHT_DECAY,
-        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-        weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
-        backbone_multiplier=solver.BACKBONE_MULTIPLIER,
-    )
+    if solver.PARAMETER_GROUPS == "layers":
+        groups = layer_groups(
+            model, base_lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, layer_multiplier=solver.LLRD
+        )
+    elif solver.PARAMETER_GROUPS == "modules":
+        if any(hasattr(module, "blocks_above") for module in model.modules()):
+            logger.warning(
+                "The published training of %s has one learning rate per block of its ViT and one weight decay for "
+                "all: set SOLVER.PARAMETER_GROUPS layers, and LR_SCHEDULER_NAME TwoStagePolyLR.",
+                type(model).__name__,
+            )
+        groups = parameter_groups(
+            model,
+            base_lr=solver.BASE_LR,
+            weight_decay=solver.WEIGHT_DECAY,
+            weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+            weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
+            backbone_multiplier=solver.BACKBONE_MULTIPLIER,
+        )
+    else:
+        raise ValueError(f"SOLVER.PARAMETER_GROUPS must be modules or layers, got {solver.PARAMETER_GROUPS!r}.")
     if not groups:
         raise ValueError("The model has no trainable parameter; see the FREEZE keys of its configuration.")
     if solver.OPTIMIZER == "ADAMW":
@@ -94,6 +110,31 @@ def parameter_groups(
                 decay = weight_decay_embed
             groups.setdefault((lr, decay), []).append(parameter)
     return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+
+
+def layer_groups(
+    model: nn.Module, *, base_lr: float, weight_decay: float, layer_multiplier: float
+) -> list[dict[str, Any]]:
+    """Sort the trainable parameters into groups {"params", "lr", "weight_decay", "stage"}.
+
+    A module that offers `blocks_above(name)` is a ViT: its parameters learn `layer_multiplier` times more slowly for
+    every block above them, and are of stage 1, which may start later. All others are of stage 0.
+    """
+    above = {
+        parameter: module.blocks_above(name)
+        for module in model.modules()
+        if hasattr(module, "blocks_above")
+        for name, parameter in module.named_parameters()
+    }
+    groups: dict[tuple[float, int], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            lr = base_lr * layer_multiplier ** above.get(parameter, 0)
+            groups.setdefault((lr, int(parameter in above)), []).append(parameter)
+    return [
+        {"params": params, "lr": lr, "weight_decay": weight_decay, "stage": stage}
+        for (lr, stage), params in groups.items()
+    ]
 
 
 # -- clipping ---------------------------------------------------------------------------------------------------------
@@ -140,20 +181,20 @@ class LearningRateSchedule:
 
     Args:
         optimizer: its groups' present "lr" (or "initial_lr") is the initial one.
-        factor: iteration, counted from 0, to a multiplier.
+        factor: iteration, counted from 0, to a multiplier; or one such function for each group.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, factor: Callable[[int], float]) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, factor: Factor | Sequence[Factor]) -> None:
         self._optimizer = optimizer
-        self._factor = factor
+        self._factors = [factor] * len(optimizer.param_groups) if callable(factor) else list(factor)
         self.base_lrs = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
         self.last_epoch = 0  # the iteration that the rates are set for
         self._set()
 
     def get_lr(self) -> list[float]:
         """Learning rate of each group at the present iteration."""
-        factor = self._factor(self.last_epoch)
-        return [base_lr * factor for base_lr in self.base_lrs]
+        pairs = zip(self.base_lrs, self._factors, strict=True)
+        return [base_lr * factor(self.last_epoch) for base_lr, factor in pairs]
 
     def step(self) -> None:
         """Move on to the next iteration."""
@@ -183,11 +224,17 @@ class LearningRateSchedule:
 
 def build_lr_scheduler(cfg: Any, optimizer: torch.optim.Optimizer) -> LearningRateSchedule:
     """Build the schedule that `SOLVER.LR_SCHEDULER_NAME` names."""
-    return LearningRateSchedule(optimizer, learning_rate_factor(cfg))
+    factors = [learning_rate_factor(cfg, group.get("stage", 0)) for group in optimizer.param_groups]
+    return LearningRateSchedule(optimizer, factors)
 
 
-def learning_rate_factor(cfg: Any) -> Callable[[int], float]:
-    """Return the function from iteration to learning rate multiplier; iterations after MAX_ITER count as MAX_ITER."""
+def learning_rate_factor(cfg: Any, stage: int = 0) -> Factor:
+    """Return the function from iteration to learning rate multiplier; iterations after MAX_ITER count as MAX_ITER.
+
+    Args:
+        cfg: whose SOLVER counts.
+        stage: of the parameters, see `layer_groups`; it matters to TwoStagePolyLR only.
+    """
     solver = cfg.SOLVER
     name = solver.LR_SCHEDULER_NAME
     if solver.MAX_ITER < 1:
@@ -196,13 +243,15 @@ def learning_rate_factor(cfg: Any) -> Callable[[int], float]:
         raise ValueError(f"SOLVER.WARMUP_METHOD must be linear or constant, got {solver.WARMUP_METHOD!r}.")
     if name == "WarmupPolyLR":
         return _polynomial(solver)
+    if name == "TwoStagePolyLR":
+        return _two_stage_polynomial(solver, stage)
     main_schedules = {
         "WarmupMultiStepLR": _multi_step,
         "WarmupCosineLR": _cosine,
         "WarmupStepWithFixedGammaLR": _fixed_gamma,
     }
     if name not in main_schedules:
-        names = ", ".join([*main_schedules, "WarmupPolyLR"])
+        names = ", ".join([*main_schedules, "WarmupPolyLR", "TwoStagePolyLR"])
         raise ValueError(f"SOLVER.LR_SCHEDULER_NAME must be one of {names}, got {name!r}.")
     return _with_warmup(main_schedules[name](solver), solver)
 
@@ -286,6 +335,26 @@ def _polynomial(solver: Any) -> Callable[[int], float]:
     return factor
 
 
+def _two_stage_polynomial(solver: Any, stage: int) -> Factor:
+    """(1 - i/N)^power after a linear warm-up from 0; parameters of stage 1 wait until the others are warm."""
+    steps, last = tuple(solver.WARMUP_STEPS), solver.MAX_ITER
+    if not 1 <= len(steps) <= 2 or min(steps) < 0 or sum(steps) >= last:
+        raise ValueError(
+            f"SOLVER.WARMUP_STEPS must be one or two numbers of iterations that end before SOLVER.MAX_ITER {last}, got "
+            f"{steps}."
+        )
+    start = steps[0] if stage and len(steps) == 2 else 0
+    length = steps[1] if start else steps[0]
+
+    def factor(iteration: int) -> float:
+        passed = min(iteration, last) - start
+        if passed < length:
+            return max(passed, 0) / length
+        return (1.0 - (passed - length) / (last - start - length)) ** solver.POLY_POWER
+
+    return factor
+
+
 def scale_to_world_size(cfg: Any, world_size: int) -> Any:
     """Return a copy of `cfg` whose batch, learning rate and iteration numbers suit `world_size` processes.
 
@@ -308,6 +377,7 @@ def scale_to_world_size(cfg: Any, world_size: int) -> Any:
     solver.MAX_ITER = round(solver.MAX_ITER / scale)
     solver.WARMUP_ITERS = round(solver.WARMUP_ITERS / scale)
     solver.STEPS = tuple(round(step / scale) for step in solver.STEPS)
+    solver.WARMUP_STEPS = tuple(round(step / scale) for step in solver.WARMUP_STEPS)
     cfg.TEST.EVAL_PERIOD = round(cfg.TEST.EVAL_PERIOD / scale)
     solver.CHECKPOINT_PERIOD = round(solver.CHECKPOINT_PERIOD / scale)
     solver.REFERENCE_WORLD_SIZE = world_size

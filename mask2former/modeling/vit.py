@@ -64,6 +64,13 @@ class PlainViT(nn.Module):
         """What every block is given beside the tokens of a (h, w) grid; draws a random number in training."""
         raise NotImplementedError
 
+    def blocks_above(self, name: str) -> int:
+        """How many blocks stand between a parameter and the end; embeddings count as the first block."""
+        first, *rest = name.split(".")
+        if first == "norm":
+            return 0
+        return len(self.blocks) - 1 - (int(rest[0]) if first == "blocks" else 0)
+
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of patches of an image of (H, W) pixels; ValueError unless patches fill it."""
         height, width = size

@@ -22,6 +22,8 @@ METHODS = {  # keys of a method have to be read once its model exists
     "VISAGE": methods.VISAGE,
     "OVFormer": methods.OVFORMER,
     "VMT": methods.VMT,
+    "videomt_online": methods.VIDEOMT,
+    "pmt_online": methods.PMT,
 }
 LEAVES = dotted_leaves(get_cfg())
 
@@ -71,8 +73,13 @@ def source_files() -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def read_keys() -> set[str]:
-    found = set().union(*(chains(ast.parse(path.read_text(encoding="utf-8"))) for path in source_files()))
+def found_paths() -> set[tuple[str, bool]]:
+    return set().union(*(chains(ast.parse(path.read_text(encoding="utf-8"))) for path in source_files()))
+
+
+@pytest.fixture(scope="module")
+def read_keys(found_paths) -> set[str]:
+    found = found_paths
     exact = {path for path, known in found if known}
     open_ends = tuple(f".{path}" for path, known in found if not known)
     return {key for key in LEAVES if key in exact or f".{key}".endswith(open_ends)}
@@ -95,9 +102,11 @@ def test_every_key_is_read_or_listed_as_unused(read_keys):
     assert sorted(unread) == []
 
 
-def test_no_key_listed_as_unused_is_read(read_keys):
-    exact_only = {key for key in UNUSED_KEYS if key in read_keys}
-    assert sorted(exact_only) == []
+def test_no_key_listed_as_unused_is_read(read_keys, found_paths):
+    """`clip.DEC_LAYERS` is no reading of MODEL.BACKBONE.DEC_LAYERS: keys of that group are read by their whole path."""
+    whole = {path for path, known in found_paths if known}
+    read = {key for key in read_keys if key in whole or not key.startswith("MODEL.BACKBONE.")}
+    assert sorted(read & set(UNUSED_KEYS)) == []
 
 
 def test_unused_keys_exist_and_have_a_reason():

@@ -11,8 +11,9 @@ through these four functions alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,15 +41,22 @@ class StepMasks:
         mixing: (n, c) weights of the maps for each object, or (n,) int64: the map that is the object's mask.
         rows: (n,) int64, which of the objects these are; the others are not in these frames. None: all, in order.
         num_objects: N so far, which may grow from step to step; None: n.
+        enlarge: makes the maps that are mixed from `features`, where those are smaller and take less to keep.
     """
 
     features: Tensor
     mixing: Tensor
     rows: Tensor | None = None
     num_objects: int | None = None
+    enlarge: Callable[[Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.mixing) if self.num_objects is None else self.num_objects
+
+    @cached_property
+    def maps(self) -> Tensor:
+        """What is mixed: (t, c, H, W)."""
+        return self.features if self.enlarge is None else self.enlarge(self.features)
 
     def logits(self, rows: Tensor | slice = slice(None)) -> Tensor:
         """Mask logits of some objects: (n, t, h, w); zeros for those that are not in these frames."""
@@ -67,8 +75,8 @@ class StepMasks:
 
     def _made(self, entries: Tensor | slice) -> Tensor:
         if self.mixing.dim() == 1:
-            return self.features[:, self.mixing[entries].to(self.features.device)].transpose(0, 1)
-        return torch.einsum("nc,tchw->nthw", self.mixing[entries], self.features)
+            return self.maps[:, self.mixing[entries].to(self.maps.device)].transpose(0, 1)
+        return torch.einsum("nc,tchw->nthw", self.mixing[entries], self.maps)
 
 
 class StepStore:
@@ -80,6 +88,7 @@ class StepStore:
     def __init__(self, budget_mib: float) -> None:
         self._features, self._mixings = FeatureStore(0.9 * budget_mib), FeatureStore(0.1 * budget_mib)
         self._steps: list[StepMasks | None] = []  # without maps; None: the mixing is in the store
+        self._enlarge: Callable[[Tensor], Tensor] | None = None
         self._lengths: list[int] = []
 
     def append(self, masks: StepMasks) -> None:
@@ -89,6 +98,7 @@ class StepStore:
         if masks.rows is None:
             self._mixings.append(masks.mixing[None])
             self._steps.append(None)
+            self._enlarge = masks.enlarge
         else:  # few numbers, and not as many in every step
             self._steps.append(replace(masks, features=masks.features[:0]))
 
@@ -100,7 +110,10 @@ class StepStore:
         """Mask logits (n, t, h, w) of some objects, step after step."""
         mixings = self._mixings.runs([1] * len(self._mixings))
         for maps, step in zip(self._features.runs(self._lengths), self._steps, strict=True):
-            masks = StepMasks(maps, next(mixings)[0]) if step is None else replace(step, features=maps)
+            if step is None:
+                masks = StepMasks(maps, next(mixings)[0], enlarge=self._enlarge)
+            else:
+                masks = replace(step, features=maps)
             yield masks.logits(rows)
 
     def __enter__(self) -> StepStore:
