@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import nn
 
 from lbvq.config import CfgNode, get_cfg
 from lbvq.data import build_test_loader, build_train_loader
+from lbvq.data.builtin import MetadataCatalog
 from lbvq.engine import comm
 from lbvq.engine.checkpoint import Checkpointer
 from lbvq.engine.defaults import DefaultTrainer
@@ -36,7 +37,8 @@ from lbvq.files.writing import write_text
 from lbvq.inference.frames import open_frames
 from lbvq.modeling import as_tested
 from lbvq.refine import build_refiner, refine_output
-from mask2former.registry import build_model
+from mask2former.abilities import REFUSALS, has_ability, require
+from mask2former.registry import build_model, model_class
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,9 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Build MODEL.META_ARCHITECTURE on MODEL.DEVICE."""
+        for name in cfg.DATASETS.TEST:
+            holds_images = MetadataCatalog.get(name).get("kind") == "image"
+            require(model_class(cfg), "images" if holds_images else "video")
         model = build_model(cfg)
         logger.info("Model:\n%s", model)
         return model
@@ -65,7 +70,9 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Writes results.json, and computes AP when the annotations of the data set are there."""
         folder = Path(cfg.OUTPUT_DIR) / "inference"
-        return build_evaluator(cfg, dataset_name, folder if len(cfg.DATASETS.TEST) == 1 else folder / dataset_name)
+        folder = folder if len(cfg.DATASETS.TEST) == 1 else folder / dataset_name
+        is_open = has_ability(model_class(cfg), "open_vocabulary")
+        return build_evaluator(cfg, dataset_name, folder, open_vocabulary=is_open)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[Any] | None = None) -> dict[str, Any]:
@@ -79,7 +86,13 @@ class Trainer(DefaultTrainer):
         if refiner is None:
             return None
         threshold = cfg.REFINE.SCORE_THRESHOLD
-        return lambda inputs, output: refine_output(output, open_frames(inputs[0]["file_names"]), refiner, threshold)
+
+        def refine(inputs: Any, output: Any) -> Any:
+            if not isinstance(output, Mapping):
+                raise ValueError(REFUSALS["refine"].format(name="this model"))
+            return refine_output(output, open_frames(inputs[0]["file_names"]), refiner, threshold)
+
+        return refine
 
 
 def build_cfg(args: argparse.Namespace) -> CfgNode:

@@ -46,7 +46,12 @@ REFUSALS = {
 }
 OR_MATCH = ", or set TEST.MATCH_FRAMES True to follow its objects from frame to frame by their queries"
 
-SETTINGS = {"match_frames": "TEST.MATCH_FRAMES", "compile": "MODEL.COMPILE"}  # that ask for an ability
+SETTINGS = {  # keys of the configuration that ask for an ability
+    "TEST.MATCH_FRAMES": "match_frames",
+    "MODEL.COMPILE": "compile",
+    "SAM": "refine",
+    "REFINE.NAME": "refine",
+}
 
 
 def has_ability(model: Any, ability: str) -> bool:
@@ -66,7 +71,7 @@ def require(model: Any, ability: str) -> None:
 
 def check_settings(model: Any, cfg: Cfg) -> None:
     """Refuse settings that a model class would have to ignore."""
-    for ability, key in SETTINGS.items():
+    for key, ability in SETTINGS.items():
         value = cfg
         for part in key.split("."):
             value = getattr(value, part, None)

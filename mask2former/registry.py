@@ -87,6 +87,11 @@ def build_sem_seg_head(cfg: Cfg, input_shape: Mapping[str, ShapeSpec]) -> nn.Mod
     return build_from_cfg(SEM_SEG_HEADS_REGISTRY, cfg.MODEL.SEM_SEG_HEAD.NAME, cfg, input_shape)
 
 
+def model_class(cfg: Cfg) -> type[nn.Module]:
+    """What `build_model` makes a model of; KeyError lists what there is."""
+    return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+
+
 def build_model(cfg: Cfg) -> nn.Module:
     """Build `cfg.MODEL.META_ARCHITECTURE`, without weights, on `cfg.MODEL.DEVICE`."""
     model = build_from_cfg(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, cfg)

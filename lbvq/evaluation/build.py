@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lbvq.data.catalog import MetadataCatalog
 from lbvq.evaluation.base import DatasetEvaluator
@@ -12,11 +12,13 @@ from lbvq.evaluation.image_evaluator import ImageInstanceEvaluator
 from lbvq.evaluation.video_evaluator import VideoInstanceEvaluator
 from lbvq.evaluation.video_metrics import LONG_VIDEO_FRAMES
 
+if TYPE_CHECKING:
+    from mask2former.cfg import Cfg
+
 
 def _video(metric: str) -> Callable[..., DatasetEvaluator]:
-    def build(cfg: Any, dataset_name: str, output_dir: Path) -> DatasetEvaluator:
-        # Open-vocabulary methods report base and novel categories of closed data sets apart, too.
-        is_open = "OVFormer" in cfg.MODEL.META_ARCHITECTURE and metric == "ytvis"
+    def build(dataset_name: str, output_dir: Path, open_vocabulary: bool) -> DatasetEvaluator:
+        is_open = open_vocabulary and metric == "ytvis"
         long_videos = LONG_VIDEO_FRAMES if dataset_name.startswith("ytvis_2022") else None
         options = {"base_novel": is_open or None, "long_videos": long_videos}
         return VideoInstanceEvaluator(dataset_name, output_dir, metric=metric, **options)
@@ -25,26 +27,30 @@ def _video(metric: str) -> Callable[..., DatasetEvaluator]:
 
 
 def _image(metric: str) -> Callable[..., DatasetEvaluator]:
-    def build(cfg: Any, dataset_name: str, output_dir: Path) -> DatasetEvaluator:
+    def build(dataset_name: str, output_dir: Path, open_vocabulary: bool) -> DatasetEvaluator:
         return ImageInstanceEvaluator(dataset_name, output_dir, metric=metric)
 
     return build
 
 
-# `evaluator_type` of a data set -> function of (cfg, dataset_name, output_dir). A new metric is one more entry.
+# `evaluator_type` of a data set -> function of (dataset_name, output_dir, open_vocabulary). A metric is one entry.
 EVALUATORS: dict[str, Callable[..., DatasetEvaluator]] = {
     **{metric: _video(metric) for metric in ("ytvis", "ovis", "hq_ytvis", "lvvis", "burst")},
     **{metric: _image(metric) for metric in ("coco", "lvis")},
 }
 
 
-def build_evaluator(cfg: Any, dataset_name: str, output_dir: str | Path | None = None) -> DatasetEvaluator:
+def build_evaluator(
+    cfg: Cfg, dataset_name: str, output_dir: str | Path | None = None, *, open_vocabulary: bool = False
+) -> DatasetEvaluator:
     """Build the evaluator of a registered data set.
 
     Args:
         cfg: configuration.
         dataset_name: as in DATASETS.TEST.
         output_dir: where results are written; by default OUTPUT_DIR/inference.
+        open_vocabulary: the classes of the model are given as text; base and novel categories are then reported apart
+            on closed data sets, too.
     """
     metadata = MetadataCatalog.get(dataset_name)
     kind = metadata.get("evaluator_type")
@@ -55,4 +61,4 @@ def build_evaluator(cfg: Any, dataset_name: str, output_dir: str | Path | None =
             f"data set {dataset_name!r} has the evaluator_type {kind!r}; there are {', '.join(sorted(EVALUATORS))}. "
             "Set it with MetadataCatalog.get(name).set(evaluator_type=...)."
         )
-    return EVALUATORS[kind](cfg, dataset_name, Path(output_dir or Path(cfg.OUTPUT_DIR) / "inference"))
+    return EVALUATORS[kind](dataset_name, Path(output_dir or Path(cfg.OUTPUT_DIR) / "inference"), open_vocabulary)

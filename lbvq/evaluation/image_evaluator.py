@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,26 @@ from lbvq.evaluation.mask_file import read_mask_file
 from lbvq.evaluation.result_files import ResultParts
 from lbvq.evaluation.tables import format_results
 from lbvq.masks import rle
+from lbvq.masks.tubes import MaskTubes
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class FoundInImage:
+    """N objects: scores, class indices, and run lengths and boxes [x, y, width, height] where there are any."""
+
+    scores: Sequence[float]
+    classes: Sequence[int]
+    masks: Sequence[dict[str, Any]] | None = None
+    boxes: Sequence[Sequence[float]] | None = None
+
+
 class ImageInstanceEvaluator(DatasetEvaluator):
-    """For data sets in COCO form. Masks travel between processes through the output folder."""
+    """For data sets in COCO form, image models, and video models that are given an image as a video of one frame.
+
+    Masks travel between processes through the output folder.
+    """
 
     def __init__(self, dataset_name: str, output_dir: str | Path, *, metric: str = "coco") -> None:
         """Prepare.
@@ -43,41 +58,41 @@ class ImageInstanceEvaluator(DatasetEvaluator):
         self._parts.reset()
         self._seen.clear()
 
-    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
+    def process(
+        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]] | Mapping[str, Any]
+    ) -> None:
         """Take the predictions for a batch of images.
 
         Args:
             inputs: samples with `image_id`.
             outputs: as many dicts with `instances`: `scores`, `pred_classes` and `pred_masks` (N, H, W), and
-                `pred_boxes` if the model has any.
+                `pred_boxes` if the model has any. Or what a video model returns for one sample: `pred_scores` and
+                `pred_labels`, lists of N, and `pred_masks`, (N, T, H, W) bool or `MaskTubes`, of which the first frame
+                counts.
         """
+        found = [_of_video(outputs)] if isinstance(outputs, Mapping) else [_of_image(each) for each in outputs]
         category_ids = {index: each for each, index in self._metadata.thing_dataset_id_to_contiguous_id.items()}
-        for sample, output in zip(inputs, outputs, strict=True):
+        for sample, image in zip(inputs, found, strict=True):
             if sample["image_id"] in self._seen:
                 logger.warning("Image %s was predicted twice; the second prediction is ignored.", sample["image_id"])
                 continue
             self._seen.add(sample["image_id"])
-            self._parts.add(self._entries(sample["image_id"], output["instances"], category_ids))
+            self._parts.add(self._entries(sample["image_id"], image, category_ids))
 
-    def _entries(self, image_id: Any, instances: Any, category_ids: Mapping[int, int]) -> list[dict[str, Any]]:
-        scores, classes = instances.scores.tolist(), instances.pred_classes.tolist()
-        unknown = sorted(set(classes) - set(category_ids))
+    def _entries(self, image_id: Any, found: FoundInImage, category_ids: Mapping[int, int]) -> list[dict[str, Any]]:
+        unknown = sorted(set(found.classes) - set(category_ids))
         if unknown:
             raise ValueError(
                 f"class indices {unknown[:5]} are not among the {len(category_ids)} of {self._metadata.name}; "
                 "does MODEL.SEM_SEG_HEAD.NUM_CLASSES fit the data set?"
             )
-        entries = [
+        entries: list[dict[str, Any]] = [
             {"image_id": image_id, "category_id": category_ids[label], "score": score}
-            for score, label in zip(scores, classes, strict=True)
+            for score, label in zip(found.scores, found.classes, strict=True)
         ]
-        if instances.has("pred_masks"):
-            masks = rle.encode_many(instances.pred_masks > 0)
-            entries = [{**entry, "segmentation": mask} for entry, mask in zip(entries, masks, strict=True)]
-        if instances.has("pred_boxes"):
-            corners = getattr(instances.pred_boxes, "tensor", instances.pred_boxes).tolist()
-            boxes = [[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in corners]
-            entries = [{**entry, "bbox": box} for entry, box in zip(entries, boxes, strict=True)]
+        for key, values in (("segmentation", found.masks), ("bbox", found.boxes)):
+            if values is not None:
+                entries = [{**entry, key: value} for entry, value in zip(entries, values, strict=True)]
         return entries
 
     def evaluate(self) -> Results:
@@ -96,3 +111,23 @@ class ImageInstanceEvaluator(DatasetEvaluator):
             results = score_coco(truth, path)
         logger.info("%s", format_results(results))
         return results
+
+
+def _of_image(output: Mapping[str, Any]) -> FoundInImage:
+    """Read the results of an image model."""
+    instances = output["instances"]
+    masks = rle.encode_many(instances.pred_masks > 0) if instances.has("pred_masks") else None
+    boxes = None
+    if instances.has("pred_boxes"):
+        corners = getattr(instances.pred_boxes, "tensor", instances.pred_boxes).tolist()
+        boxes = [[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in corners]
+    return FoundInImage(instances.scores.tolist(), instances.pred_classes.tolist(), masks, boxes)
+
+
+def _of_video(output: Mapping[str, Any]) -> FoundInImage:
+    """Read the first frame of the results of a video model, which have no boxes."""
+    masks = output["pred_masks"]
+    tubes = masks if isinstance(masks, MaskTubes) else MaskTubes.from_dense(masks[:, :1])
+    empty = rle.to_rle([], *tubes.size)
+    codes = [tubes.rles(n)[0] or dict(empty) for n in range(len(tubes))]
+    return FoundInImage(list(output["pred_scores"]), list(output["pred_labels"]), codes)

@@ -239,10 +239,6 @@ def is_open_vocabulary(cfg: Cfg) -> bool:
 
 def _model_from(cfg: Cfg, weights: str | os.PathLike | None) -> nn.Module:
     """Build a model for inference and load its weights; an untrained one is announced loudly."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    if cfg.DATASETS.TEST and cfg.DATASETS.TEST[0].startswith("coco"):
-        cfg.DATASETS.TEST = ()  # as published, a model that is tested on an image data set returns image results
     weights = cfg.MODEL.WEIGHTS if weights is None else os.fspath(weights)
     model = build_model(cfg).eval()
     if weights:

@@ -275,8 +275,3 @@ def is_compiled(cfg: Cfg) -> bool:
             "the ordinary code already calls the fastest CPU library, which compiled code does not."
         )
     return cfg.MODEL.COMPILE
-
-
-def output_size(video: dict[str, Any], image_size: tuple[int, int]) -> tuple[int, int]:
-    """Size (height, width) of the masks to return: the sample's `height` and `width`, else the network input's."""
-    return (int(video.get("height", image_size[0])), int(video.get("width", image_size[1])))

@@ -6,6 +6,7 @@ Nothing here holds mask logits of more than the frames it is given: masks leave 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lbvq.masks.tubes import MaskTubes
-from mask2former.structures import Boxes, Instances
+
+Chosen = tuple[Tensor, Tensor, Tensor]  # of k (query, class) pairs: scores (k,), labels (k,) and query rows (k,)
 
 
-def select_top(probabilities: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def select_top(probabilities: Tensor, count: int) -> Chosen:
     """Take the best (query, class) pairs; a query may be taken several times with different classes.
 
     Args:
@@ -50,6 +52,7 @@ class MaskStream:
         output_size: tuple[int, int],
         dense_frames: int | None = None,
         quality_of_output: bool = False,
+        quality_of_maps: bool = False,
     ) -> None:
         """Args:
         num_masks: N masks per frame; with RLE `reserve` makes it more.
@@ -58,8 +61,9 @@ class MaskStream:
         output_size: (height, width) of the masks to make.
         dense_frames: number of frames T to keep as one bool tensor; None keeps RLE.
         quality_of_output: measure the quality at the output size instead.
+        quality_of_maps: measure it on the logits as they are given.
         """
-        self.quality_of_output = quality_of_output
+        self.quality_of_output, self.quality_of_maps = quality_of_output, quality_of_maps
         self.padded_size, self.image_size, self.output_size = padded_size, image_size, output_size
         self.num_frames = 0  # seen so far
         self._tubes = MaskTubes(output_size) if dense_frames is None else None
@@ -165,11 +169,11 @@ class MaskStream:
 
     def _measure(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Add the logits (n, t, h, w) of some rows to the sums; returns them at the size of `as_measured`."""
-        logits = self.as_measured(logits)
-        total, count = inside_sums(logits)
+        resized = self.as_measured(logits)
+        total, count = inside_sums(logits.float() if self.quality_of_maps else resized)
         self._inside_sum[rows] += total
         self._inside_count[rows] += count
-        return logits
+        return resized
 
     def _keep(self, masks: Tensor, rows: Tensor, num_frames: int) -> None:
         """Keep the masks (n, t, H, W) of some rows; the others are not visible in these frames."""
@@ -215,6 +219,57 @@ def upsample_and_crop(logits: Tensor, padded_size: tuple[int, int], image_size: 
     return resize(logits, padded_size)[..., : image_size[0], : image_size[1]]
 
 
+def output_size(video: Mapping[str, Any], image_size: tuple[int, int]) -> tuple[int, int]:
+    """Size (height, width) of the masks to return: the sample's `height` and `width`, else the network input's."""
+    return (int(video.get("height", image_size[0])), int(video.get("width", image_size[1])))
+
+
+def second_pass(
+    video: Mapping[str, Any],
+    chosen: Chosen,
+    make_masks: Callable[[Tensor], Iterable[Tensor]],
+    *,
+    num_frames: int,
+    image_size: tuple[int, int],
+    padded_size: tuple[int, int],
+    use_quality: bool = True,
+    quality_of_output: bool = False,
+    quality_of_maps: bool = False,
+    keep: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+) -> dict[str, Any]:
+    """Make the masks of the pairs that were chosen when all frames had been seen, and assemble the output of the video.
+
+    Args:
+        video: the sample; `height` and `width` are the size of the masks, `dense_masks` False keeps them as RLE.
+        chosen: what `select_top` returns.
+        make_masks: called with n different rows, for a mask is made once however many labels it has; yields mask
+            logits (n, t, h, w), the frames in order.
+        num_frames: T.
+        image_size, padded_size: see `MaskStream`.
+        use_quality: multiply the class scores by the mask quality; where it is measured, see `MaskStream`.
+        keep: called with scores, labels, and whether there is any pixel of the mask, (k,) each; returns which pairs
+            are reported, (k,) bool. None reports them all.
+    """
+    scores, labels, rows = chosen
+    rows, positions = rows.unique(return_inverse=True)
+    stream = MaskStream(
+        len(rows),
+        padded_size=padded_size,
+        image_size=image_size,
+        output_size=output_size(video, image_size),
+        dense_frames=num_frames if video.get("dense_masks", True) else None,
+        quality_of_output=quality_of_output,
+        quality_of_maps=quality_of_maps,
+    )
+    for logits in make_masks(rows):
+        stream.add(logits)
+    if keep is not None:
+        is_visible = (stream.sums()[1] > 0).to(positions.device)[positions]
+        kept = keep(scores, labels, is_visible)
+        scores, labels, positions = scores[kept], labels[kept], positions[kept]
+    return video_output(scores, labels, positions, stream, use_quality=use_quality)
+
+
 def video_output(
     scores: Tensor, labels: Tensor, rows: Tensor, stream: MaskStream, *, use_quality: bool = True
 ) -> dict[str, Any]:
@@ -241,18 +296,3 @@ def video_output(
         "pred_labels": labels[order].tolist(),
         "pred_masks": stream.masks(rows[order]),
     }
-
-
-def image_output(video: dict[str, Any]) -> list[dict[str, Instances]]:
-    """Turn the output of a pseudo video made of one image into the output of an image model, for image data sets.
-
-    As published, only the first frame counts and the boxes are zeros (box scores mean nothing).
-    """
-    masks = video["pred_masks"]
-    first = masks[:, 0] if isinstance(masks, Tensor) else masks.frame(0)
-    instances = Instances(video["image_size"])
-    instances.pred_masks = torch.as_tensor(first).float()  # (k, H, W)
-    instances.pred_boxes = Boxes(torch.zeros(len(first), 4))
-    instances.scores = torch.tensor(video["pred_scores"])
-    instances.pred_classes = torch.tensor(video["pred_labels"], dtype=torch.int64)
-    return [{"instances": instances}]

@@ -177,12 +177,11 @@ def test_class_names_come_from_the_data_set_of_the_configuration():
     assert VideoPredictor(config())(colour_video(1))[0].name is None
 
 
-def test_a_frozen_configuration_of_an_image_data_set_still_gives_a_video_model():
+def test_a_frozen_configuration_of_an_image_data_set_gives_its_names_and_stays():
     cfg = config(DATASETS__TEST=("coco_2017_val",), MODEL__SEM_SEG_HEAD__NUM_CLASSES=80)
     cfg.freeze()
     predictor = VideoPredictor(cfg)
     assert predictor.names[0] == "person" and cfg.DATASETS.TEST == ("coco_2017_val",)
-    assert predictor.model.test_data_sets == ()
 
 
 def test_given_class_names_win_and_must_be_enough():

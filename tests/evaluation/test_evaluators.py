@@ -191,8 +191,8 @@ def test_two_processes_that_share_the_videos_give_what_one_gives(tmp_path):
     assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["results.json", "results.zip"]
 
 
-def configuration(folder, architecture="Lbvq"):
-    return SimpleNamespace(OUTPUT_DIR=str(folder), MODEL=SimpleNamespace(META_ARCHITECTURE=architecture))
+def configuration(folder):
+    return SimpleNamespace(OUTPUT_DIR=str(folder))
 
 
 def test_the_evaluator_is_chosen_by_the_data_set(tmp_path):
@@ -243,8 +243,29 @@ def test_evaluators_are_combined_and_must_not_report_the_same_task():
         DatasetEvaluators([Fixed({"segm": {}}), Fixed({"segm": {}})]).evaluate()
 
 
+def image_results(form, masks):
+    """What a model returns for images 8, which shows everything, and 4: an image model, or a video model twice."""
+    labels, scores = [1, 1, 1], [0.9, 0.8, 0.7]
+    if form == "image":
+        corners = [[x, y, x + w, y + h] for x, y, w, h in map(rle.to_bbox, rle.encode_many(masks))]
+        found = Instances(
+            (20, 30),
+            scores=torch.tensor(scores),
+            pred_classes=torch.tensor(labels),
+            pred_masks=masks.float(),
+            pred_boxes=Boxes(torch.tensor(corners)),
+        )
+        return [([{"image_id": 8}, {"image_id": 4}], [{"instances": found}, {"instances": found[:0]}])]
+    tubes = torch.stack((masks, ~masks), dim=1)  # only the first frame counts
+    tubes = MaskTubes.from_dense(tubes) if form == "tubes" else tubes
+    found = {"image_size": (20, 30), "pred_scores": scores, "pred_labels": labels, "pred_masks": tubes}
+    nothing = {"image_size": (20, 30), "pred_scores": [], "pred_labels": [], "pred_masks": tubes[:0]}
+    return [([{"image_id": 8}], found), ([{"image_id": 4}], nothing)]
+
+
+@pytest.mark.parametrize("form", ["image", "video", "tubes"])
 @pytest.mark.parametrize("metric", ["coco", "lvis"])
-def test_image_predictions_equal_to_the_annotations_score_100(metric, tmp_path):
+def test_image_predictions_equal_to_the_annotations_score_100(metric, form, tmp_path):
     masks = squares()[:, 0]
     codes = rle.encode_many(masks)
     images = [
@@ -260,19 +281,13 @@ def test_image_predictions_equal_to_the_annotations_score_100(metric, tmp_path):
     categories = [{**each, "frequency": "f"} for each in CATEGORIES]
     path = tmp_path / "images.json"
     path.write_text(json.dumps({"images": images, "categories": categories, "annotations": annotations}))
-    name = f"evaluated_images_{metric}"
+    name = f"evaluated_images_{metric}_{form}"
     register_coco_instances(name, {"thing_dataset_id_to_contiguous_id": {1: 0, 3: 1, 7: 2}}, path, tmp_path)
-    corners = [[x, y, x + w, y + h] for x, y, w, h in (rle.to_bbox(code) for code in codes)]
-    found = Instances(
-        (20, 30),
-        scores=torch.tensor([0.9, 0.8, 0.7]),
-        pred_classes=torch.ones(3, dtype=torch.long),
-        pred_masks=masks.float(),
-        pred_boxes=Boxes(torch.tensor(corners)),
-    )
     evaluator = ImageInstanceEvaluator(name, tmp_path / "out", metric=metric)
     evaluator.reset()
-    evaluator.process([{"image_id": 8}, {"image_id": 4}], [{"instances": found}, {"instances": found[:0]}])
+    for inputs, outputs in image_results(form, masks):
+        evaluator.process(inputs, outputs)
     results = evaluator.evaluate()
-    for task in ("bbox", "segm") if metric == "coco" else ("segm",):
+    assert results.keys() == ({"bbox", "segm"} if metric == "coco" and form == "image" else {"segm"})
+    for task in results:
         assert (results[task]["AP"], results[task]["AP-three"]) == (pytest.approx(100), pytest.approx(100))

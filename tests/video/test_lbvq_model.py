@@ -191,16 +191,6 @@ def test_a_compiled_model_has_the_same_names_and_masks(reference, monkeypatch, c
     same(predict(model), reference)
 
 
-def test_image_data_sets_get_the_output_of_an_image_model():
-    model = small_model(DATASETS__TEST="('coco_2017_val',)")
-    (result,) = predict(model, VIDEO[:1])
-    instances = result["instances"]
-    assert instances.image_size == (50, 70)
-    assert instances.pred_masks.shape == (100, 50, 70) and instances.pred_masks.dtype == torch.float32
-    assert torch.equal(instances.pred_boxes.tensor, torch.zeros(100, 4))
-    assert len(instances.scores) == len(instances.pred_classes) == 100
-
-
 def test_names_outside_the_clip_module_are_frozen_on_request():
     model = build_model(small_cfg(MODEL__LBVQ__FREEZE_DETECTOR=True))
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}

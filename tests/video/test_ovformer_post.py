@@ -13,7 +13,7 @@ from ovformer_models import CLIP, FRAME, IMAGE, clip_cfg
 from torch import nn
 
 from lbvq.masks.tubes import MaskTubes
-from lbvq.modeling.ovformer import model as ovformer
+from lbvq.modeling import postprocess
 from lbvq.modeling.ovformer import tracks as ovformer_tracks
 from lbvq.modeling.postprocess import MaskStream
 from mask2former.registry import build_model
@@ -89,13 +89,14 @@ def test_frames(tmp_path, monkeypatch):
     model = stubbed(FRAME, tmp_path, list(FRAME_PIECES))
     tracks = recorded_calls(ovformer_tracks.LinkedTracks, "add", monkeypatch)
     streamed = recorded_calls(MaskStream, "add", monkeypatch)
-    results = recorded_calls(ovformer, "video_output", monkeypatch)
+    results = recorded_calls(postprocess, "video_output", monkeypatch)
     output = model([video()])
     assert torch.equal(torch.stack(tracks[0][0][0].orders[1:]), RECORDED["frame_link"])
     torch.testing.assert_close(torch.tensor(output["pred_scores"]), RECORDED["frame_scores"], atol=1e-6, rtol=0)
     assert output["pred_labels"] == RECORDED["frame_labels"].tolist()
     maps = torch.cat([arguments[1] for arguments, _ in streamed], dim=1)
-    maps = maps[results[0][0][0].argsort(descending=True, stable=True)]
+    scores, _, _, stream = results[0][0]
+    maps = maps[(scores * stream.quality()).argsort(descending=True, stable=True)]
     torch.testing.assert_close(maps, RECORDED["frame_masks"], atol=0, rtol=0)
     erased = (maps.flatten(2) == -1).all(-1)
     assert torch.equal(erased, RECORDED["frame_erased"]) and erased.any()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from lbvq.masks.tubes import MaskTubes
-from lbvq.modeling.postprocess import MaskStream, image_output, select_top, video_output
+from lbvq.modeling.postprocess import MaskStream, second_pass, select_top, video_output
 
 SIZES = {"padded_size": (32, 64), "image_size": (30, 50), "output_size": (45, 75)}
 
@@ -116,20 +118,6 @@ def test_masks_made_in_inference_mode_can_be_changed_afterwards():
     assert not output["pred_masks"][:, 0].any()
 
 
-@pytest.mark.parametrize("dense", [True, False])
-def test_image_output_is_the_first_frame_with_zero_boxes(dense):
-    stream = stream_of(logits(), 7, dense=dense)
-    video = video_output(torch.tensor([0.5, 0.4]), torch.tensor([1, 2]), torch.tensor([0, 1]), stream)
-    instances = image_output(video)[0]["instances"]
-    assert instances.image_size == (45, 75)
-    assert instances.pred_masks.dtype == torch.float32
-    masks = video["pred_masks"] if dense else video["pred_masks"].to_dense()
-    assert torch.equal(instances.pred_masks, masks[:, 0].float())
-    assert torch.equal(instances.pred_boxes.tensor, torch.zeros(2, 4))
-    torch.testing.assert_close(instances.scores, torch.tensor(video["pred_scores"]))
-    assert instances.pred_classes.tolist() == video["pred_labels"]
-
-
 def shapes_stream(**settings) -> MaskStream:
     return MaskStream(0, padded_size=(8, 8), image_size=(8, 8), output_size=(16, 16), **settings)
 
@@ -191,3 +179,40 @@ def test_quality_is_measured_at_the_size_that_is_asked_for():
         stream = MaskStream(1, **sizes, quality_of_output=at_output)
         stream.add(logits)
         assert stream.quality().item() == pytest.approx(torch.tensor(want).sigmoid().mean().item(), abs=1e-5)
+
+
+def test_a_second_pass_makes_each_mask_once_and_reports_what_is_kept():
+    maps, made = logits(4), []
+
+    def make_masks(rows: torch.Tensor) -> Iterator[torch.Tensor]:
+        made.append(rows.tolist())
+        yield from maps[rows].split(3, dim=1)
+
+    maps[2] = -1.0  # row 2 is never visible
+    chosen = torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.tensor([5, 1, 2, 3]), torch.tensor([3, 2, 3, 0])
+    sizes = {"num_frames": 7, "image_size": (30, 50), "padded_size": (32, 64)}
+    video = {"height": 45, "width": 75}
+    asked = []
+
+    def keep(*pairs: torch.Tensor) -> torch.Tensor:
+        asked.extend(pairs)
+        return pairs[2] & (pairs[1] != 3)
+
+    kept = second_pass(video, chosen, make_masks, **sizes, use_quality=False, keep=keep)
+    assert made == [[0, 2, 3]] and asked[2].tolist() == [True, False, True, True]
+    assert kept["pred_labels"] == [5, 2] and kept["pred_scores"] == pytest.approx([0.9, 0.7])
+    masks, quality = by_definition(maps)
+    assert torch.equal(kept["pred_masks"], masks[[3, 3]])
+    every = second_pass({**video, "dense_masks": False}, chosen, make_masks, **sizes)
+    want = torch.tensor([0.9, 0.8, 0.7, 0.6]) * quality[[3, 2, 3, 0]]
+    order = want.argsort(descending=True, stable=True)
+    assert every["pred_scores"] == pytest.approx(want[order].tolist())
+    assert torch.equal(every["pred_masks"].to_dense(), masks[torch.tensor([3, 2, 3, 0])[order]])
+
+
+def test_quality_can_be_that_of_the_maps_as_given():
+    maps = torch.full((1, 2, 8, 16), -4.0)
+    maps[0, 0, 2, 3], maps[0, 0, 7, 15] = 1.0, 3.0  # the second lies in the padding
+    stream = stream_of(maps, 1, dense=True, quality_of_maps=True)
+    want = torch.tensor([1.0, 3.0]).sigmoid().mean()
+    torch.testing.assert_close(stream.quality()[0], want)

@@ -7,6 +7,7 @@ is the object's mask there.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 
 from mask2former.modeling.criterion import SetCriterion, weighted
 
-from ..base import FrameSegmenter, output_size
+from ..base import FrameSegmenter
 from ..feature_store import FeatureStore
-from ..postprocess import MaskStream, image_output, select_top, video_output
+from ..postprocess import second_pass, select_top
 from ..targets import prepare_targets
 from .criterion import ClipCriterion
 from .decoder import ClipMasks
@@ -41,7 +42,6 @@ class ClipSegmenter(FrameSegmenter):
         clip_criterion: nn.Module,
         freeze_detector: bool,
         mask_chunk_size: int,
-        is_coco: bool,
         **frame_segmenter: Any,
     ) -> None:
         """Args:
@@ -49,7 +49,6 @@ class ClipSegmenter(FrameSegmenter):
         clip_criterion: losses of the objects.
         freeze_detector: train the clip module only.
         mask_chunk_size: frames whose masks are made at once at test; results do not depend on it.
-        is_coco: return the results of an image model, for image data sets.
         frame_segmenter: arguments of `FrameSegmenter`.
         """
         super().__init__(**frame_segmenter)
@@ -60,7 +59,6 @@ class ClipSegmenter(FrameSegmenter):
         self.add_module(f"{self.prefix}_module", clip_module)  # checkpoint names
         self.add_module(f"{self.prefix}_criterion", clip_criterion)
         self.mask_chunk_size = mask_chunk_size
-        self.is_coco = is_coco
         self.freeze_detector = freeze_detector
         if freeze_detector:
             self.freeze_all_but(f"{self.prefix}_module")
@@ -81,7 +79,6 @@ class ClipSegmenter(FrameSegmenter):
             "clip_criterion": ClipCriterion(**ClipCriterion.from_config(cfg, cls.prefix)),
             "freeze_detector": clip.FREEZE_DETECTOR,
             "mask_chunk_size": clip.TEST_INTERPOLATE_CHUNK_SIZE,
-            "is_coco": len(cfg.DATASETS.TEST) > 0 and cfg.DATASETS.TEST[0].startswith("coco"),
         }
 
     @property
@@ -127,17 +124,17 @@ class ClipSegmenter(FrameSegmenter):
             frame_queries.clear()
             objects = self.clip_module(all_queries)
             probabilities = objects["pred_logits"][-1, 0].float().softmax(-1)[:, :-1]  # (N, K)
-            scores, labels, queries = select_top(probabilities, self.num_predictions)
-            queries, rows = queries.unique(return_inverse=True)  # a mask is made once, however many labels it has
-            stream = MaskStream(
-                len(queries),
-                padded_size=padded_size,
+
+            def make_masks(queries: Tensor) -> Iterator[Tensor]:
+                embed = objects["pred_mask_embed"][-1, 0, queries]  # (n, mask_dim)
+                for _, features in store.chunks(self.masks_per_run):
+                    yield torch.einsum("nc,tchw->nthw", embed, features)
+
+            return second_pass(
+                video,
+                select_top(probabilities, self.num_predictions),
+                make_masks,
+                num_frames=len(store),
                 image_size=image_size,
-                output_size=output_size(video, image_size),
-                dense_frames=len(store) if video.get("dense_masks", True) else None,
+                padded_size=padded_size,
             )
-            embed = objects["pred_mask_embed"][-1, 0, queries]  # (n, mask_dim)
-            for _, features in store.chunks(self.masks_per_run):
-                stream.add(torch.einsum("nc,tchw->nthw", embed, features))
-        output = video_output(scores, labels, rows, stream)
-        return image_output(output) if self.is_coco else output

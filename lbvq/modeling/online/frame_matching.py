@@ -18,7 +18,7 @@ from mask2former.abilities import require
 from mask2former.structures import ImageList
 
 from ..base import EncodedFrames, FrameSegmenter
-from ..postprocess import image_output, select_top
+from ..postprocess import Chosen, select_top
 from .segmenter import Evidence, OnlineSegmenter, StepMasks, StreamState
 from .tracking import add_logits, assign_queries, cosine_similarity, keep_finite, mean_probabilities
 
@@ -82,7 +82,7 @@ class FrameMatching(OnlineSegmenter):
         before = state.get("queries", torch.zeros_like(aligned["queries"]))
         return {"queries": keep_finite(aligned["queries"], before)}
 
-    def decide(self, state: StreamState) -> tuple[Tensor, Tensor, Tensor]:
+    def decide(self, state: StreamState) -> Chosen:
         """Best (track, class) pairs by the probabilities of mean logits; none before the first frame."""
         if not state:
             return torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
@@ -101,10 +101,6 @@ class MatchedFrames(FrameMatching):
 
     def encode_frames(self, images: ImageList, start: int = 0, **context: Any) -> EncodedFrames:
         return self.segmenter.encode_frames(images, start, **context)
-
-    def inference(self, video: dict[str, Any]) -> Any:
-        output = super().inference(video)
-        return image_output(output) if getattr(self.segmenter, "is_coco", False) else output
 
 
 def as_tested(model: Any) -> Any:

@@ -1,12 +1,11 @@
 """What a method offers to be run frame by frame, and the inference over a whole video that follows from it.
 
 An online method tracks N objects: a row stands for the same object from the first frame to the last, and new objects
-get new rows. It is a `VideoModel` that derives
-from `OnlineSegmenter` and writes four functions: how a stream starts (`start_stream`), what it needs to know of frames,
-each by itself (`observe`), how it moves on by one step (`advance`), and what it would report if the video ended
-now (`decide`). Everything it remembers is in the state it is handed, so a stream can be stopped, saved, and gone on
-with; the module itself remembers nothing. `lbvq.inference.stream.StreamPredictor` and `inference` drive every method
-through these four functions alone.
+get new rows. It is a `VideoModel` that derives from `OnlineSegmenter` and writes four functions: how a stream starts
+(`start_stream`), what it needs to know of frames, each by itself (`observe`), how it moves on by one step (`advance`),
+and what it would report if the video ended now (`decide`). Everything it remembers is in the state it is handed, so a
+stream can be stopped, saved, and gone on with; the module itself remembers nothing.
+`lbvq.inference.stream.StreamPredictor` and `inference` drive every method through these four functions alone.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from torch import Tensor
 
 from mask2former.structures import ImageList
 
-from ..base import VideoModel, output_size
+from ..base import VideoModel
 from ..feature_store import FeatureStore
-from ..postprocess import MaskStream, video_output
+from ..postprocess import Chosen, second_pass
 
 # What a stream remembers: a dict of tensors, numbers, and lists or dicts of them, so that `torch.save` can keep it.
 StreamState = dict[str, Any]
@@ -159,7 +158,7 @@ class OnlineSegmenter(VideoModel):
         """
         raise NotImplementedError
 
-    def decide(self, state: StreamState) -> tuple[Tensor, Tensor, Tensor]:
+    def decide(self, state: StreamState) -> Chosen:
         """What is reported if the video ends here: scores (k,), labels (k,) and rows (k,) in [0, N)."""
         raise NotImplementedError
 
@@ -178,10 +177,7 @@ class OnlineSegmenter(VideoModel):
         return 1 if self.device.type == "cpu" else None
 
     def inference(self, video: dict[str, Any]) -> dict[str, Any]:
-        """Segment one video of any length; maps beyond the memory budget wait in a temporary file.
-
-        Nothing is known about the best objects before the last frame, so masks are made in a second pass.
-        """
+        """Segment one video of any length; maps beyond the memory budget wait in a temporary file."""
         state = self.start_stream()
         with StepStore(self.feature_budget_mib) as store:
             sizes: dict[str, Any] = {}
@@ -189,18 +185,15 @@ class OnlineSegmenter(VideoModel):
                 state, masks = self.advance(state, step)
                 sizes = {"image_size": images.image_sizes[0], "padded_size": tuple(images.tensor.shape[-2:])}
                 store.append(masks)
-            scores, labels, rows = self.decide(state)
-            rows, positions = rows.unique(return_inverse=True)  # a mask is made once, however many labels it has
-            stream = MaskStream(
-                len(rows),
-                **sizes,
-                output_size=output_size(video, sizes["image_size"]),
-                dense_frames=store.num_frames if video.get("dense_masks", True) else None,
+            return second_pass(
+                video,
+                self.decide(state),
+                store.logits,
+                num_frames=store.num_frames,
+                use_quality=self.use_quality,
                 quality_of_output=self.quality_of_output,
+                **sizes,
             )
-            for logits in store.logits(rows):
-                stream.add(logits)
-        return video_output(scores, labels, positions, stream, use_quality=self.use_quality)
 
     def steps(self, frames: Sequence[Tensor]) -> Iterator[tuple[Evidence, ImageList]]:
         """Observe a video and cut it into steps: (evidence, the batch of frames which completes the step)."""

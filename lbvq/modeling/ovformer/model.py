@@ -12,7 +12,7 @@ file in the configuration, or from CLIP itself.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +24,10 @@ from mask2former.modeling.maskformer import MaskFormer, MaskResizer, best_instan
 from mask2former.registry import META_ARCH_REGISTRY
 from mask2former.structures import ImageList
 
-from ..base import FrameSegmenter, output_size
+from ..base import FrameSegmenter
 from ..feature_store import FeatureStore
 from ..online.frame_matching import finite_masks
-from ..postprocess import MaskStream, inside_sums, mask_quality, select_top, video_output
+from ..postprocess import output_size, second_pass, select_top
 from ..targets import prepare_targets
 from .criterion import OpenVocabularyCriterion
 from .decoder import with_open_vocabulary_decoder
@@ -143,7 +143,7 @@ class OVFormer(OpenVocabularyModel, MaskFormer):  # published name
         for sample, size, score, masks in zip(
             samples, images.image_sizes, scores, outputs["pred_masks"].float(), strict=True
         ):
-            resize = MaskResizer(tuple(images.tensor.shape[-2:]), size, output_size(dict(sample), size))
+            resize = MaskResizer(tuple(images.tensor.shape[-2:]), size, output_size(sample, size))
             results.append({"instances": best_instances(score, masks, resize, self.top_k)})
         return results
 
@@ -212,24 +212,19 @@ class OVFormerVideo(OpenVocabularyVideoModel):  # published name
                 logits.append(outputs["pred_logits"].cpu())
                 sizes = {"image_size": images.image_sizes[0], "padded_size": tuple(images.tensor.shape[-2:])}
             scores, labels, rows = select_top(tracks.scores(), self.num_predictions)
-            stream = MaskStream(
-                len(rows),
-                **sizes,
-                output_size=output_size(video, sizes["image_size"]),
-                dense_frames=len(masks) if video.get("dense_masks", True) else None,
-            )
-            inside, pixels = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
-            for (start, maps), (_, classes) in zip(masks.chunks(WINDOW), logits.chunks(WINDOW), strict=True):
-                queries = torch.stack(tracks.orders[start : start + len(maps)])[:, rows]  # (t, N)
-                frame_scores = tracks.frame_scores(start, classes, queries, labels)
-                visible = frame_scores >= ERASED_BELOW * scores  # (t, N)
-                chosen = select_maps(maps, queries).masked_fill(~visible[:, :, None, None].to(maps.device), ERASED)
-                chosen = chosen.transpose(0, 1)  # (N, t, h, w)
-                stream.add(chosen)
-                # as published: the quality is that of the padded maps, before they are resized
-                inside, pixels = (old + new for old, new in zip((inside, pixels), inside_sums(chosen), strict=True))
-        scores = scores * mask_quality(inside, pixels)
-        return video_output(scores, labels, torch.arange(len(rows)), stream, use_quality=False)
+
+            def make_masks(pairs: Tensor) -> Iterator[Tensor]:
+                for (start, maps), (_, classes) in zip(masks.chunks(WINDOW), logits.chunks(WINDOW), strict=True):
+                    queries = torch.stack(tracks.orders[start : start + len(maps)])[:, rows[pairs]]  # (t, N)
+                    frame_scores = tracks.frame_scores(start, classes, queries, labels[pairs])
+                    visible = frame_scores >= ERASED_BELOW * scores[pairs]  # (t, N)
+                    chosen = select_maps(maps, queries).masked_fill(~visible[:, :, None, None].to(maps.device), ERASED)
+                    yield chosen.transpose(0, 1)  # (N, t, h, w)
+
+            # A mask is erased where its class is unlikely, so every pair has its own; as published, the quality is that
+            # of the padded maps, before they are resized.
+            pairs = (scores, labels, torch.arange(len(rows)))
+            return second_pass(video, pairs, make_masks, num_frames=len(masks), quality_of_maps=True, **sizes)
 
     def segment_frames(self, video: dict[str, Any], start: int, images: ImageList) -> dict[str, Tensor]:
         """Outputs of the decoder for t frames, float32, each frame a row of the batch."""
@@ -269,18 +264,14 @@ class VideoOVFormer(OpenVocabularyVideoModel):  # published name
                 masks.append(finite_masks(outputs["pred_masks"][0].transpose(0, 1)))
                 lengths.append(len(images.image_sizes))
                 sizes = {"image_size": images.image_sizes[0], "padded_size": tuple(images.tensor.shape[-2:])}
-            scores, labels, rows = select_top(tracks.scores(), self.num_predictions)
-            rows, positions = rows.unique(return_inverse=True)  # a mask is made once, however many labels it has
-            stream = MaskStream(
-                len(rows),
-                **sizes,
-                output_size=output_size(video, sizes["image_size"]),
-                dense_frames=len(masks) if video.get("dense_masks", True) else None,
-            )
-            for maps, order in zip(masks.runs(lengths), tracks.orders, strict=True):
-                stream.add(maps[:, order[rows].to(maps.device)].transpose(0, 1))
-        # as published: the quality of masks does not count
-        return video_output(scores, labels, positions, stream, use_quality=False)
+
+            def make_masks(rows: Tensor) -> Iterator[Tensor]:
+                for maps, order in zip(masks.runs(lengths), tracks.orders, strict=True):
+                    yield maps[:, order[rows].to(maps.device)].transpose(0, 1)
+
+            chosen = select_top(tracks.scores(), self.num_predictions)
+            # as published: the quality of masks does not count
+            return second_pass(video, chosen, make_masks, num_frames=len(masks), use_quality=False, **sizes)
 
     def segment_clip(self, video: dict[str, Any], start: int, images: ImageList) -> dict[str, Tensor]:
         """Outputs of the decoder for t frames as one clip, float32: the batch has one row."""

@@ -18,8 +18,8 @@ from torch import Tensor
 from mask2former.registry import META_ARCH_REGISTRY, build_backbone
 from mask2former.structures import ImageList
 
-from ..base import VideoModel, output_size
-from ..postprocess import MaskStream, select_top, video_output
+from ..base import VideoModel
+from ..postprocess import output_size, second_pass, select_top
 from ..targets import clip_target
 from .backbone import BackboneBody
 from .boxes import boxes_of_masks
@@ -227,18 +227,17 @@ class VMT(VideoMaskHeads, VideoModel):
             state = deque(states, maxlen=1).pop()  # only the last layer counts
             probabilities = self.detr.class_embed[-1](state.content)[0].float().sigmoid()
             scores, classes, queries = select_top(probabilities, self.num_predictions)
-            queries, rows = queries.unique(return_inverse=True)
             wanted = output_size(video, size)
-            stream = MaskStream(  # as published, masks are resized once, straight to the output
-                len(queries),
+            return second_pass(
+                video,
+                (scores, classes - self.class_offset, queries),
+                lambda queries: self.mask_logits(store, state, queries, size),
+                num_frames=len(store),
+                image_size=wanted,  # as published, masks are resized once, straight to the output
                 padded_size=wanted,
-                image_size=wanted,
-                output_size=wanted,
-                dense_frames=len(store) if video.get("dense_masks", True) else None,
+                use_quality=False,
+                keep=self.is_reported,
             )
-            for logits in self.mask_logits(store, state, queries, size):
-                stream.add(logits)
-        return self.report(scores, classes, rows, stream)
 
     def mask_logits(
         self, store: FrameStore, state: DecoderState, queries: Tensor, size: tuple[int, int]
@@ -261,14 +260,12 @@ class VMT(VideoMaskHeads, VideoModel):
         stride = {"coarse": 4, "second": 2, "refined": 1}[self.output]
         return logits[..., : -(-size[0] // stride), : -(-size[1] // stride)]
 
-    def report(self, scores: Tensor, classes: Tensor, rows: Tensor, stream: MaskStream) -> dict[str, Any]:
-        """Output dictionary; pairs without a visible mask, with a tiny score or an unknown class are left out."""
-        labels = classes - self.class_offset
-        is_visible = (stream.sums()[1] > 0).to(rows.device)[rows]
+    def is_reported(self, scores: Tensor, labels: Tensor, is_visible: Tensor) -> Tensor:
+        """Leave out pairs without a visible mask, with a tiny score or an unknown class: (k,) each -> (k,) bool."""
         kept = is_visible & (scores >= self.score_threshold)
         if not self.keep_unused_classes:
             kept &= (labels >= 0) & (labels < self.num_classes)
-        return video_output(scores[kept], labels[kept], rows[kept], stream, use_quality=False)
+        return kept
 
 
 def _padding(images: ImageList, num_frames: int) -> Tensor:
