@@ -25,7 +25,8 @@ class HungarianMatcher(nn.Module):
     ) -> None:
         """Args:
         cost_class, cost_mask, cost_dice: weights of the three costs.
-        num_points: P points at which masks are compared; one draw per image for all its queries and objects.
+        num_points: P points at which masks are compared; one draw per image or clip for all its queries, objects and
+            frames.
         """
         super().__init__()
         self.cost_class, self.cost_mask, self.cost_dice = cost_class, cost_mask, cost_dice
@@ -36,8 +37,8 @@ class HungarianMatcher(nn.Module):
         """Match every image.
 
         Args:
-            outputs: `pred_logits` (B, Q, K+1) and `pred_masks` (B, Q, h, w).
-            targets: for each image `labels` (G,), `masks` (G, H, W), and perhaps `name` for messages.
+            outputs: `pred_logits` (B, Q, K+1) and `pred_masks` (B, Q, h, w), or (B, Q, T, h, w) of clips.
+            targets: for each image `labels` (G,), `masks` (G, H, W) or (G, T, H, W), and perhaps `name` for messages.
 
         Returns:
             B matches; an image without objects has an empty one, and with G > Q some objects stay unmatched.
@@ -51,17 +52,23 @@ class HungarianMatcher(nn.Module):
 
     def cost(self, outputs: dict[str, Any], target: dict[str, Any], image: int) -> Tensor:
         """Cost of giving object g of an image to query q: (Q, G) float32."""
-        masks = outputs["pred_masks"][image]  # (Q, h, w)
+        masks = outputs["pred_masks"][image]  # (Q, h, w) or (Q, T, h, w)
         points = torch.rand(1, self.num_points, 2, device=masks.device)
         return matching_cost(
             outputs["pred_logits"][image],
-            point_sample(masks[None], points)[0],
+            sample_masks(masks, points),
             target["labels"],
-            point_sample(target["masks"][None].to(masks.device), points)[0],
+            sample_masks(target["masks"].to(masks.device), points),
             cost_class=self.cost_class,
             cost_mask=self.cost_mask,
             cost_dice=self.cost_dice,
         )
+
+
+def sample_masks(masks: Tensor, points: Tensor) -> Tensor:
+    """Read masks (N, h, w) at points (1, P, 2): (N, P); masks of clips, (N, T, h, w), alike in all frames: (N, T*P)."""
+    sampled = point_sample(masks.flatten(0, -3)[None], points)[0]
+    return sampled.view(len(masks), masks.shape[1:-2].numel() * points.shape[1])
 
 
 def matching_cost(

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from mask2former.layers import MLP, PositionEmbeddingSine3D
+from mask2former.layers import MLP
 from mask2former.linear import mask_logits
 from mask2former.modeling.transformer_decoder import MultiScaleMaskedTransformerDecoder
 from mask2former.registry import TRANSFORMER_MODULE_REGISTRY
 
+from ..clips.volume import ClipVolume
 from .zero_shot import RANDOM_TEXT, ZeroShotClassifier, read_text_embeddings
 
 if TYPE_CHECKING:
@@ -75,12 +75,8 @@ class OpenVocabularyTransformerDecoder(MultiScaleMaskedTransformerDecoder):
 
 
 @TRANSFORMER_MODULE_REGISTRY.register()
-class VideoMultiScaleMaskedTransformerDecoder(OpenVocabularyTransformerDecoder):  # published name
+class VideoMultiScaleMaskedTransformerDecoder(ClipVolume, OpenVocabularyTransformerDecoder):  # published name
     """Q queries per clip of T frames; `image_features` are (T, B, E), and masks (B, Q, T, h, w)."""
-
-    def __init__(self, in_channels: int, *, hidden_dim: int, **decoder: Any) -> None:
-        super().__init__(in_channels, hidden_dim=hidden_dim, **decoder)
-        self.pe_layer = PositionEmbeddingSine3D(hidden_dim // 2, normalize=True)
 
     def forward(
         self,
@@ -97,32 +93,6 @@ class VideoMultiScaleMaskedTransformerDecoder(OpenVocabularyTransformerDecoder):
                 f"got image features of {image_features.shape[1]} clips of {num_frames} frames for "
                 f"{len(mask_features)} frames."
             )
-        sizes = [tuple(level.shape[-2:]) for level in multi_scale]
-        small = [stack_frames(level, num_frames) for level in self.resize_features(mask_features.detach(), sizes)]
-        memories, positions = self.flatten_clips(multi_scale, num_frames)
-        states, queries = self.run_layers(memories, positions, small)
-        stacked = stack_frames(mask_features, num_frames)
-        return (*self.predict(states, queries, stacked, image_features=image_features), clip_mask_features)
-
-    def flatten_clips(self, multi_scale: Sequence[Tensor], num_frames: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Three maps (B*T, c, h, w) -> memories (T*h*w, B, C) and their position codes, frame after frame."""
-        memories, positions = [], []
-        for index, level in enumerate(multi_scale):
-            clips = self.input_proj[index](level).unflatten(0, (-1, num_frames))  # (B, T, C, h, w)
-            code = self.pe_layer(clips)
-            memory = clips.permute(1, 3, 4, 0, 2).flatten(0, 2)
-            memories.append(memory + self.level_embed.weight[index])
-            positions.append(code.permute(1, 3, 4, 0, 2).flatten(0, 2).to(memory.dtype))
-        return memories, positions
-
-    def prediction_heads(self, state: Tensor, mask_features: Tensor, *, image_features: Tensor) -> dict[str, Tensor]:
-        predictions = super().prediction_heads(state, mask_features, image_features=image_features)
-        masks = predictions["pred_masks"].unflatten(2, (len(image_features), -1))  # (B, Q, T, h, w)
-        return {**predictions, "pred_masks": masks}
-
-
-def stack_frames(maps: Tensor, num_frames: int) -> Tensor:
-    """Maps of the frames of clips, (B*T, C, h, w), one below the other: (B, C, T*h, w)."""
-    if num_frames == 1:
-        return maps
-    return torch.cat(maps.unflatten(0, (-1, num_frames)).unbind(1), dim=2)
+        return super().forward(
+            multi_scale, mask_features, clip_mask_features, num_frames=num_frames, image_features=image_features
+        )
