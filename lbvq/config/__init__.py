@@ -6,6 +6,7 @@ from lbvq.config.defaults import DEFAULTS, IGNORED_GROUPS
 from lbvq.config.methods import (
     add_genvis_config,
     add_lbvq_config,
+    add_mask2former_vis_config,
     add_maskformer2_video_config,
     add_minvis_config,
     add_ovformer_config,
@@ -25,6 +26,7 @@ __all__ = [
     "UnknownKeyError",
     "add_genvis_config",
     "add_lbvq_config",
+    "add_mask2former_vis_config",
     "add_maskformer2_config",
     "add_maskformer2_video_config",
     "add_minvis_config",
@@ -48,6 +50,7 @@ def get_cfg() -> CfgNode:
         add_vita_config,
         add_genvis_config,
         add_minvis_config,
+        add_mask2former_vis_config,
         add_visage_config,
         add_ovformer_config,
         add_vmt_config,

@@ -162,6 +162,24 @@ def add_minvis_config(cfg: FvcoreCfgNode) -> None:
     add_missing(cfg, MINVIS)
 
 
+# -- Mask2Former-VIS -------------------------------------------------------------------------------------------------
+
+MASK2FORMER_VIS: dict[str, Any] = {
+    "MODEL": {
+        "MASK2FORMER_VIS": {  # (ours) constants of the published code, and what is odd in it
+            "NUM_PREDICTIONS": 10,  # most (object, class) pairs reported per video
+            "LABELS_OF_LAST_FRAME": False,  # train as published: absent in the last frame of a clip is "no object"
+        },
+    },
+}
+
+
+def add_mask2former_vis_config(cfg: FvcoreCfgNode) -> None:
+    """Add Mask2Former-VIS' two keys and clip sampling."""
+    add_maskformer2_video_config(cfg)
+    add_missing(cfg, MASK2FORMER_VIS)
+
+
 # -- VISAGE ----------------------------------------------------------------------------------------------------------
 
 VISAGE: dict[str, Any] = {

@@ -8,6 +8,7 @@ from . import frame_decoder
 from .base import FrameSegmenter, VideoModel, VideoSegmenter
 from .genvis import GenVIS, Genvis
 from .lbvq import LBVQ, Lbvq
+from .mask2former_vis import VideoMaskFormer
 from .online import VISAGE, VideoMaskFormer_frame
 from .online.frame_matching import as_tested, online_form
 from .ovformer import OVFormer, OVFormerVideo, VideoOVFormer
@@ -25,6 +26,7 @@ __all__ = [
     "Lbvq",
     "OVFormer",
     "OVFormerVideo",
+    "VideoMaskFormer",
     "VideoMaskFormer_frame",
     "VideoModel",
     "VideoOVFormer",

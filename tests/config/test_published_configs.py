@@ -19,6 +19,7 @@ from lbvq.config.node import dotted_leaves
 from mask2former.config import add_maskformer2_config
 
 PUBLISHED = recorded("configs")
+METHODS = ("lbvq", "vita", "genvis", "minvis", "mask2former_vis", "visage", "ovformer", "vmt", "videomt", "pmt")
 
 TUPLES = {  # keys that are tuples in the published tree; every other sequence is a list
     "DATASETS.PROPOSAL_FILES_TEST",
@@ -117,7 +118,7 @@ class Detectron2CfgNode(CfgNode.__mro__[1]):
     """Stands in for detectron2's node, which derives from fvcore's as well."""
 
 
-@pytest.mark.parametrize("method", ["lbvq", "vita", "genvis", "minvis", "visage", "ovformer", "vmt", "videomt", "pmt"])
+@pytest.mark.parametrize("method", METHODS)
 def test_method_keys_can_be_added_to_a_detectron2_configuration(method, tmp_path):
     cfg = Detectron2CfgNode(nested({**detectron2_leaves(), "MODEL.RPN.HEAD_NAME": "StandardRPNHead"}))
     add_maskformer2_config(cfg)
@@ -149,7 +150,7 @@ def test_adding_a_method_again_changes_nothing():
     cfg = get_cfg()
     cfg.merge_from_list(["MODEL.LBVQ.SIM_WEIGHT", 0.25])
     before = cfg.clone()
-    for method in ("lbvq", "vita", "genvis", "minvis", "visage", "ovformer", "vmt", "videomt", "pmt"):
+    for method in METHODS:
         getattr(methods, f"add_{method}_config")(cfg)
     assert cfg == before
 

@@ -30,13 +30,16 @@ class ClipVolume(MultiScaleMaskedTransformerDecoder):
         mask_features: Tensor,
         clip_mask_features: Tensor | None = None,
         *,
-        num_frames: int = 1,
+        num_frames: int | None = None,
         **context: Any,
     ) -> tuple[dict[str, Any], Tensor, Tensor | None]:
-        """Decode B clips of T = `num_frames` frames given as B*T images, clip by clip; queries are (L, B, Q, C)."""
+        """Decode B clips of T = `num_frames` frames given as B*T images, clip by clip; queries are (L, B, Q, C).
+
+        Without `num_frames` every image is a clip by itself, and masks have no axis of time, as an image model's.
+        """
         sizes = [tuple(level.shape[-2:]) for level in multi_scale]
-        states = self.decode(multi_scale, self.resize_features(mask_features.detach(), sizes), num_frames)
-        stacked = stack_frames(mask_features, num_frames)
+        states = self.decode(multi_scale, self.resize_features(mask_features.detach(), sizes), num_frames or 1)
+        stacked = stack_frames(mask_features, num_frames or 1)
         return (*self.predict(states, stacked, num_frames=num_frames, **context), clip_mask_features)
 
     def decode(self, multi_scale: Sequence[Tensor], small_features: Sequence[Tensor], num_frames: int) -> list[Tensor]:
@@ -62,10 +65,12 @@ class ClipVolume(MultiScaleMaskedTransformerDecoder):
         return memories, positions
 
     def prediction_heads(
-        self, state: Tensor, mask_features: Tensor, *, num_frames: int, **context: Any
+        self, state: Tensor, mask_features: Tensor, *, num_frames: int | None, **context: Any
     ) -> dict[str, Tensor]:
         """As for images, with pred_masks (B, Q, T, h, w)."""
         predictions = super().prediction_heads(state, mask_features, **context)
+        if num_frames is None:
+            return predictions
         return {**predictions, "pred_masks": predictions["pred_masks"].unflatten(2, (num_frames, -1))}
 
 
