@@ -10,7 +10,7 @@ TEST.MATCH_FRAMES, which also scores higher than the method itself on YouTube-VI
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from .base import FrameSegmenter, output_size
 from .feature_store import FeatureStore
 from .postprocess import MaskStream, select_top, video_output
 from .targets import ABSENT, prepare_targets
+
+if TYPE_CHECKING:
+    from mask2former.cfg import Cfg
 
 # Published name of the decoder, which another method has too -> ours.
 DECODER_NAMES = {"VideoMultiScaleMaskedTransformerDecoder": "ClipVolumeTransformerDecoder"}
@@ -40,7 +43,7 @@ class VideoMaskFormer(FrameSegmenter):  # published name
         self.labels_of_last_frame = labels_of_last_frame
 
     @classmethod
-    def from_config(cls, cfg: Any) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg) -> dict[str, Any]:
         cfg = cfg.clone()
         cfg.defrost()
         name = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
@@ -79,7 +82,8 @@ class VideoMaskFormer(FrameSegmenter):  # published name
                 image_size, padded_size = images.image_sizes[0], tuple(batch.shape[-2:])
             whole = [torch.cat(level) for level in zip(*maps, strict=True)]
             maps.clear()
-            state = predictor.decode(whole[:3], whole[3:], len(store))[-1]  # (1, Q, C)
+            states, _ = predictor.decode(whole[:3], whole[3:], len(store))
+            state = states[-1]  # (1, Q, C)
             probabilities = predictor.class_embed(state)[0].float().softmax(-1)[:, :-1]  # (Q, K)
             scores, labels, queries = select_top(probabilities, self.num_predictions)
             queries, rows = queries.unique(return_inverse=True)  # a mask is made once, however many labels it has

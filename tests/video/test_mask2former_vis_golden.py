@@ -49,7 +49,7 @@ def test_a_video_gives_the_recorded_result(model, prefix):
         decoded = recorded_calls(predictor, "decode", patch)
         pixel = recorded_calls(model.sem_seg_head.pixel_decoder, "forward_features", patch)
         output = model([{"image": list(video), "height": height, "width": width}])
-    state = decoded[0][1][-1]
+    state = decoded[0][1][0][-1]
     mask_features = torch.cat([found[0] for _, found in pixel])
     masks = torch.einsum("qc,tchw->qthw", predictor.mask_embed(state)[0], mask_features)
     want = {name: torch.from_numpy(RECORDED[prefix + name]) for name in ("logits", "masks_s", "scores")}
@@ -85,9 +85,10 @@ def test_matching_frames_is_another_way_to_run_it(model):
     matched.load_state_dict(model.state_dict())
     video, _, _ = VIDEOS["one_"]
     output = as_tested(matched)([{"image": list(video)}])
-    # in one frame both ways find the same objects; matching multiplies their scores by the mask quality
-    assert sorted(output["pred_labels"]) == sorted(RECORDED["one_labels"].tolist())
-    assert max(output["pred_scores"]) < RECORDED["one_scores"].max()
+    # in a video of one frame there is nothing to match
+    assert output["pred_labels"] == RECORDED["one_labels"].tolist()
+    want = torch.from_numpy(RECORDED["one_scores"])
+    torch.testing.assert_close(torch.tensor(output["pred_scores"]), want, rtol=0, atol=2e-5)
     shape = RECORDED["one_masks_shape"]
     recorded = np.unpackbits(RECORDED["one_masks_packed"], axis=-1)[..., : shape[-1]]
     areas = output["pred_masks"].sum((1, 2, 3)).numpy()

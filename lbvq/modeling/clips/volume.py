@@ -38,12 +38,14 @@ class ClipVolume(MultiScaleMaskedTransformerDecoder):
         Without `num_frames` every image is a clip by itself, and masks have no axis of time, as an image model's.
         """
         sizes = [tuple(level.shape[-2:]) for level in multi_scale]
-        states = self.decode(multi_scale, self.resize_features(mask_features.detach(), sizes), num_frames or 1)
+        states, queries = self.decode(multi_scale, self.resize_features(mask_features.detach(), sizes), num_frames or 1)
         stacked = stack_frames(mask_features, num_frames or 1)
-        return (*self.predict(states, stacked, num_frames=num_frames, **context), clip_mask_features)
+        return (*self.predict(states, queries, stacked, num_frames=num_frames, **context), clip_mask_features)
 
-    def decode(self, multi_scale: Sequence[Tensor], small_features: Sequence[Tensor], num_frames: int) -> list[Tensor]:
-        """Normalised queries (B, Q, C) before the first and after every layer.
+    def decode(
+        self, multi_scale: Sequence[Tensor], small_features: Sequence[Tensor], num_frames: int
+    ) -> tuple[list[Tensor], Tensor]:
+        """What `run_layers` returns, (B, Q, C) each.
 
         Args:
             multi_scale: three maps (B*T, c, h_l, w_l), coarse to fine.
