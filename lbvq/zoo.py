@@ -54,15 +54,6 @@ class ZooModel:
         return how_to_get(self.weights)
 
 
-def find_model(name: str) -> ZooModel:
-    """Return a model of the zoo; KeyError names the nearest ones."""
-    if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.5)
-        hint = f"Near it: {', '.join(near)}." if near else f"There are {', '.join(MODELS)}."
-        raise KeyError(f"No published model is called {name!r}. {hint}")
-    return MODELS[name]
-
-
 def configs_folder() -> Path:
     """Folder of our YAML files: inside the installed package, or beside it in a clone."""
     package = Path(__file__).resolve().parent

@@ -19,7 +19,20 @@ from torch import Tensor
 
 from .boxes import Boxes, BoxMode
 
-__all__ = ["BitMasks", "BoxMode", "Boxes", "ImageList", "Instances", "PolygonMasks", "ShapeSpec", "polygons_to_bitmask"]
+__all__ = [
+    "ABSENT",
+    "BitMasks",
+    "BoxMode",
+    "Boxes",
+    "ImageList",
+    "Instances",
+    "PolygonMasks",
+    "ShapeSpec",
+    "polygons_to_bitmask",
+]
+
+
+ABSENT = -1  # class and id of an object in a frame that does not show it
 
 
 @dataclass

@@ -51,6 +51,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "lbvq.data.categories",
         "lbvq.engine.comm",
         "lbvq.inference.results",
+        "lbvq.video.draw",
         *BOTTOM,
     ),
     "lbvq.modeling": ("mask2former", *BOTTOM),

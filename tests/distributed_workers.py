@@ -78,7 +78,6 @@ def exercise_comm(folder: str) -> None:
         "broadcast": comm.broadcast([rank, "x"], src=1),
         "any": [comm.any_process(rank == 1), comm.any_process(False)],
         "seed": comm.shared_random_seed(),
-        "mean": comm.reduce_mean(torch.tensor([float(rank), 2.0])).tolist(),
     }
     torch.save(result, Path(folder) / f"rank{rank}.pt")
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import resource
-import sys
 import time
 from collections import Counter
 
@@ -22,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lbvq.modeling  # noqa: F401  registers the methods
 from lbvq.config import get_cfg
+from lbvq.engine.memory import peak_memory_mib
 from mask2former.registry import build_model
 
 TASKS = ("parameters", "flops", "speed")
@@ -75,12 +74,11 @@ def measure_speed(model: nn.Module, video: dict, repeats: int) -> float:
     return min(seconds[1:])
 
 
-def peak_memory_mib(device: torch.device) -> float:
-    """Peak memory of the GPU, or of this process."""
+def peak_of(device: torch.device) -> float:
+    """MiB of the GPU, or of this process, at the highest moment."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    return peak_memory_mib()
 
 
 def main() -> None:
@@ -111,7 +109,7 @@ def main() -> None:
         seconds = measure_speed(model, video, args.repeats)
         device = next(model.parameters()).device
         print(f"\n{args.frames} frames of {args.size[0]} x {args.size[1]} on {device}: {seconds:.3f} s, ", end="")
-        print(f"{args.frames / seconds:.2f} frames per second, peak memory {peak_memory_mib(device):.0f} MiB")
+        print(f"{args.frames / seconds:.2f} frames per second, peak memory {peak_of(device):.0f} MiB")
 
 
 if __name__ == "__main__":

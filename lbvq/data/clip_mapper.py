@@ -14,9 +14,9 @@ from lbvq.data.augment import ClipAugmenter, Policy, ResizeShortestEdge
 from lbvq.data.augment_lists import clip_augmentations, resize_for_test
 from lbvq.data.clip_sampling import choose_frames, frame_subset
 from lbvq.data.frames import LazyFrames, check_size, read_image, to_tensor
-from lbvq.data.objects import ABSENT, make_instances, map_class, transform_object
+from lbvq.data.objects import make_instances, map_class, transform_object
 from lbvq.data.transforms import TransformList
-from mask2former.structures import Instances
+from mask2former.structures import ABSENT, Instances
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lbvq.data.objects import ABSENT
 from lbvq.data.transforms import ResizeTransform
-from mask2former.structures import BitMasks, Boxes, Instances
+from mask2former.structures import ABSENT, BitMasks, Boxes, Instances
 
 _SMALLEST, _LARGEST = 0.5, 1.0  # size of the pasted frame relative to the one below
 _HIDDEN_AT_MOST = 0.5  # share of an object below that one pasted object may cover

@@ -9,7 +9,8 @@ from typing import Any
 from lbvq.data.augment import ClipAugmenter, Policy, ResizeShortestEdge
 from lbvq.data.augment_lists import image_augmentations, resize_for_test
 from lbvq.data.frames import check_size, read_image, to_tensor
-from lbvq.data.objects import ABSENT, make_instances, transform_object
+from lbvq.data.objects import make_instances, transform_object
+from mask2former.structures import ABSENT
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,8 @@ import torch
 
 from lbvq.data.transforms import TransformList
 from lbvq.masks.rle import decode
-from mask2former.structures import BitMasks, Boxes, BoxMode, Instances, polygons_to_bitmask
+from mask2former.structures import ABSENT, BitMasks, Boxes, BoxMode, Instances, polygons_to_bitmask
 
-ABSENT = -1  # class and id of an object that a frame does not show
 _SMALLEST_SIDE = 1e-5  # pixels; a box with a shorter side is empty
 
 

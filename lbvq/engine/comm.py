@@ -106,15 +106,6 @@ def shared_random_seed() -> int:
     return all_gather(int(np.random.randint(2**31)))[0]
 
 
-def reduce_mean(value: torch.Tensor) -> torch.Tensor:
-    """Return the mean of a tensor over all processes, on every process; the argument is not changed."""
-    if get_world_size() == 1:
-        return value
-    total = value.detach().clone()
-    dist.all_reduce(total)
-    return total / get_world_size()
-
-
 def any_process(flag: bool) -> bool:
     """Tell every process whether the flag of at least one is True."""
     if get_world_size() == 1:

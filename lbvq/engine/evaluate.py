@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -171,9 +169,3 @@ def verify_results(expected: Sequence[Sequence[Any]], results: Mapping[str, Mapp
     if expected:
         logger.info("All %d expected results are met.", len(expected))
     return True
-
-
-def save_results_table(results: Mapping[str, Any], path: str | Path) -> None:
-    """Write the numbers of an evaluation as JSON, on process 0."""
-    if comm.is_main_process():
-        Path(path).write_text(json.dumps(results, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -38,7 +38,7 @@ class _NewScalars:
 
 
 class TensorBoardWriter(EventWriter):
-    """Writes scalars, images and histograms for TensorBoard; the file is made at the first write.
+    """Writes scalars and histograms for TensorBoard; the file is made at the first write.
 
     Args:
         log_dir: folder of the event files.
@@ -60,11 +60,8 @@ class TensorBoardWriter(EventWriter):
         storage = get_event_storage()
         for name, value, iteration in self._scalars.take(storage):
             self._writer.add_scalar(name, value, iteration)
-        for name, image, iteration in storage.images:
-            self._writer.add_image(name, image, iteration)
         for histogram in storage.histograms:
             self._writer.add_histogram_raw(**histogram)
-        storage.images.clear()
         storage.histograms.clear()
 
     def close(self) -> None:

@@ -83,7 +83,7 @@ class History:
 
 
 class EventStorage:
-    """Scalars (and images, histograms for TensorBoard) of one run; a context manager, and contexts nest.
+    """Scalars (and histograms for TensorBoard) of one run; a context manager, and contexts nest.
 
     Args:
         start_iter: iteration the run begins at, larger than 0 when it is resumed.
@@ -95,8 +95,8 @@ class EventStorage:
         self._latest: dict[str, tuple[float, int]] = {}
         self._smoothing_hints: dict[str, bool] = {}
         self._prefix = ""
-        self.images: list[tuple[str, Any, int]] = []  # (name, image, iteration), cleared by the writer that shows them
-        self.histograms: list[dict[str, Any]] = []  # keywords of SummaryWriter.add_histogram_raw
+        # Keywords of SummaryWriter.add_histogram_raw; cleared by the writer that shows them.
+        self.histograms: list[dict[str, Any]] = []
 
     def put_scalar(self, name: str, value: Any, smoothing_hint: bool = True, cur_iter: int | None = None) -> None:
         """Add a number to the history of `name`.
@@ -120,10 +120,6 @@ class EventStorage:
         """Put several scalars given as keywords."""
         for name, value in scalars.items():
             self.put_scalar(name, value, smoothing_hint=smoothing_hint, cur_iter=cur_iter)
-
-    def put_image(self, name: str, image: Any) -> None:
-        """Keep an image for TensorBoard: (3, H, W), float in [0, 1] or uint8."""
-        self.images.append((self._prefix + name, image, self.iter))
 
     def put_histogram(self, name: str, values: torch.Tensor, bins: int = 1000) -> None:
         """Keep the histogram of a tensor of any shape for TensorBoard; an empty tensor is skipped."""
@@ -173,10 +169,6 @@ class EventStorage:
                 value = history.median(history.count_in_window(window_size))
             result[name] = (value, iteration)
         return result
-
-    def smoothing_hints(self) -> dict[str, bool]:
-        """Return the smoothing hint by name."""
-        return self._smoothing_hints
 
     def step(self) -> None:
         """Go to the next iteration; the trainer sets `iter` itself, other loops may call this."""

@@ -41,7 +41,7 @@ class IterationTimer(HookBase):
 
     def before_train(self) -> None:
         now = time.perf_counter()
-        self._step_start = self._train_start = self._timed_start = now
+        self._step_start = self._timed_start = now
         self._seconds_in_steps = 0.0
         self._timed_iterations = 0
 
@@ -190,17 +190,13 @@ class BestCheckpointer(HookBase):
     """Saves `model_best` when an evaluation metric improves. Must stand after `EvalHook`.
 
     Args:
-        metric: name as in metrics.json, e.g. "segm/AP".
+        metric: name as in metrics.json, e.g. "segm/AP"; larger is better.
         save: writes the weights; only process 0 calls it.
-        mode: "max" if larger is better, "min" otherwise.
     """
 
-    def __init__(self, metric: str, save: Callable[[str, dict[str, float]], None], mode: str = "max") -> None:
-        if mode not in ("max", "min"):
-            raise ValueError(f"mode must be 'max' or 'min', got {mode!r}.")
+    def __init__(self, metric: str, save: Callable[[str, dict[str, float]], None]) -> None:
         self._metric = metric
         self._save = save
-        self._sign = 1 if mode == "max" else -1
         self._best: float | None = None
         self._seen_iter: int | None = None
 
@@ -217,7 +213,7 @@ class BestCheckpointer(HookBase):
         self._seen_iter = iteration
         if math.isnan(value):
             logger.warning("%s is not a number at iteration %s; model_best is left as it is.", self._metric, iteration)
-        elif self._best is None or self._sign * value > self._sign * self._best:
+        elif self._best is None or value > self._best:
             logger.info("%s improved from %s to %.5f; saving model_best.", self._metric, self._best, value)
             self._best = value
             if comm.is_main_process():

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lbvq.files.writing import write_text
+from lbvq.files.writing import remove_leftovers, write_text
 
 from . import comm
 from .environment import environment_report
@@ -56,6 +56,7 @@ def default_setup(cfg: Any, args: argparse.Namespace) -> None:
     rank = comm.get_rank()
     if comm.is_main_process():
         output_dir.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(output_dir)
     comm.synchronize()
     for name in (*PACKAGES, "__main__"):
         setup_logger(output_dir, rank, name)

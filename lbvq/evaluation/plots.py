@@ -1,4 +1,4 @@
-"""Curves, bars, matrices and contact sheets drawn with OpenCV, so that a report needs no plotting library."""
+"""Curves, bars and matrices drawn with OpenCV, so that a report needs no plotting library."""
 
 from __future__ import annotations
 
@@ -95,18 +95,3 @@ def draw_matrix(rows: Sequence[str], columns: Sequence[str], counts: np.ndarray,
         x = left + cell * c
         image[top - label.shape[0] - 4 : top - 4, x : x + label.shape[1]] = label
     return image
-
-
-def draw_contours(frame: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> None:
-    """Outline a (H, W) bool mask in a BGR frame, which is changed."""
-    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(frame, contours, -1, color, max(1, round(frame.shape[0] / 240)), cv2.LINE_AA)
-
-
-def contact_sheet(frames: Sequence[np.ndarray], title: str, height: int = 220) -> np.ndarray:
-    """Put BGR frames side by side under a title."""
-    small = [cv2.resize(each, (round(each.shape[1] * height / each.shape[0]), height)) for each in frames]
-    row = np.concatenate(small, axis=1)
-    head = np.full((30, row.shape[1], 3), 255, np.uint8)
-    put_text(head, title, (6, 20), 0.5)
-    return np.concatenate((head, row))

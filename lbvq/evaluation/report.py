@@ -22,12 +22,14 @@ from lbvq.evaluation.tube_ap_result import to_percent
 from lbvq.evaluation.video_metrics import Scores
 from lbvq.files.images import read_image
 from lbvq.files.writing import atomic_path, write_text
+from lbvq.video.draw import contact_sheet
 
 logger = logging.getLogger(__name__)
 
 NUM_WORST = 24
 _FRAMES_SHOWN = 5
-_GREEN, _RED = (60, 200, 60), (50, 50, 230)  # BGR
+_GREEN, _RED = (60, 200, 60), (230, 50, 50)  # RGB
+_SHOWN_WIDTH = 400  # pixels of a frame in a picture
 _MAX_MATRIX = 60  # classes in the picture of confused classes
 
 
@@ -208,7 +210,8 @@ def _draw_worst(folder: Path, analysis: Analysis, worst: Sequence[TrackReport], 
         text = f"{analysis.ground_truth.category_name(track.category_id)}, video {video.id}, annotation {track.id}: "
         text += f"best IoU {report.iou:.2f}" + (f" at score {report.score:.2f}" if found is not None else ", not found")
         name = f"worst/{place:02d}_video{video.id}_annotation{track.id}.jpg"
-        plots.save_image(folder / name, plots.contact_sheet(sheet, text))
+        picture = contact_sheet(sheet, columns=len(sheet), width=_SHOWN_WIDTH * len(sheet), heading=text)
+        plots.save_image(folder / name, np.ascontiguousarray(picture[..., ::-1]))
         names.append(name)
     if worst and not names:
         logger.warning("%s: none of the videos' frames was found there; no tubes were drawn", frames)
@@ -224,14 +227,20 @@ def _draw_tube(video: Video, wanted: Masks, found: Masks | None, frames: Path) -
         path = frames / video.file_names[frame] if frame < len(video.file_names) else None
         if path is None or not path.is_file() or video.size is None:
             return None
-        image = np.ascontiguousarray(read_image(path, "BGR"))
+        image = read_image(path)
         for masks, color in ((found, _RED), (wanted, _GREEN)):
             text = masks[frame] if masks is not None and frame < len(masks) else None
             if text is not None:
                 mask = _decode(text, video.size).astype(np.uint8)
-                plots.draw_contours(image, cv2.resize(mask, image.shape[1::-1]) > 0, color)
+                _draw_outline(image, cv2.resize(mask, image.shape[1::-1]), color)
         sheet.append(image)
     return sheet
+
+
+def _draw_outline(frame: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> None:
+    """Outline a (H, W) uint8 mask in a frame, which is changed."""
+    contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(frame, contours, -1, color, max(1, round(frame.shape[0] / 240)), cv2.LINE_AA)
 
 
 def _decode(text: bytes, size: tuple[int, int]) -> np.ndarray:

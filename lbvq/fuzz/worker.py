@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from lbvq.engine.memory import peak_memory_mib
 from lbvq.fuzz.targets import Target, all_targets
 
 CPU_SECONDS = 2.0  # for one file
@@ -67,8 +68,8 @@ def main(name: str, topics: Sequence[str]) -> None:
         with warnings.catch_warnings(record=True):
             outcome, message = judge(target, Path(line.rstrip("\n")))
         signal.setitimer(signal.ITIMER_PROF, 0)
-        if _peak_bytes() > MEMORY_BYTES:
-            outcome, message = "memory", f"a peak of {_peak_bytes() / 1e9:.1f} GB ({outcome}: {message})"
+        if peak_memory_mib() * 2**20 > MEMORY_BYTES:
+            outcome, message = "memory", f"a peak of {peak_memory_mib() / 2**10:.1f} GiB ({outcome}: {message})"
         answers.write(json.dumps([outcome, message]) + "\n")
 
 
@@ -92,11 +93,6 @@ def _reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return  # the peak of the process stands for that of the file
-
-
-def _peak_bytes() -> int:
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":

@@ -128,14 +128,6 @@ def to_bbox(rle: Rle) -> list[float]:
     return [float(left), float(top), float(right - left + 1), float(bottom - top + 1)]
 
 
-def is_canonical(rle: Rle) -> bool:
-    """Whether `encode` would write exactly this string for the same pixels (equal masks then have equal strings)."""
-    size = _check_size(rle["size"], "")
-    counts = rle["counts"]
-    text = counts.decode("ascii") if isinstance(counts, bytes) else counts
-    return _from_runs(_join_zero_runs(_read(rle, size, "")[2]), size)["counts"] == text
-
-
 # Reading
 
 

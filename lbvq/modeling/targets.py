@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ABSENT = -1  # id (and class) of an instance in a frame where it is not annotated
+from mask2former.structures import ABSENT
 
 
 def prepare_targets(

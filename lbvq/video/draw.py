@@ -35,6 +35,7 @@ _COLORS = (
     (215, 165, 130),
 )
 _MAX_LABEL_WIDTH = 0.6  # of the frame; a longer label loses words at its end
+_HEADING_SIZE = 16  # of the font in pixels
 _Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 
 
@@ -96,6 +97,7 @@ def contact_sheet(
     width: int = 1280,
     gap: int = 6,
     titles: Sequence[str] | None = None,
+    heading: str = "",
 ) -> np.ndarray:
     """Put pictures side by side, row by row, on white.
 
@@ -105,6 +107,7 @@ def contact_sheet(
         width: of the sheet in pixels.
         gap: pixels between cells.
         titles: a text for the upper left corner of each cell.
+        heading: a text above all of them.
 
     Returns:
         (height, width, 3) uint8 RGB.
@@ -126,7 +129,15 @@ def contact_sheet(
         cell[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
         if titles is not None:
             _paste(cell, text_plate(titles[index], _text_size(cell_height, cell_width), (30, 30, 30)), 0, 0)
-    return sheet
+    return np.concatenate((_heading(heading, width), sheet)) if heading else sheet
+
+
+def _heading(text: str, width: int) -> np.ndarray:
+    """A white strip with a text, cut off where it is longer than the strip is wide."""
+    plate = text_plate(text, _HEADING_SIZE, (255, 255, 255))
+    strip = np.full((len(plate), width, 3), 255, dtype=np.uint8)
+    _paste(strip, plate, 0, 0)
+    return strip
 
 
 def _check(frame: np.ndarray, masks: np.ndarray, ids: Sequence, captions: Sequence | None, alpha: float) -> None:

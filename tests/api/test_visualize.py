@@ -120,6 +120,13 @@ def test_a_contact_sheet_has_the_asked_width_and_all_pictures():
     assert titled.shape == sheet.shape and not np.array_equal(titled, sheet)
 
 
+def test_a_heading_stands_above_the_pictures_of_a_contact_sheet():
+    pictures = [gray() for _ in range(4)]
+    plain, headed = (contact_sheet(pictures, width=300, heading=text) for text in ("", "Наши слова " * 20))
+    assert headed.shape[1] == 300 and np.array_equal(headed[-len(plain) :], plain)
+    assert (headed[: -len(plain)] == 0).any() and (headed[: -len(plain), :2] == 255).all()
+
+
 def test_pictures_of_another_shape_keep_theirs_in_a_contact_sheet():
     sheet = contact_sheet([gray(60, 80), gray(80, 20)], columns=2, width=206, gap=6)
     cell = sheet[:, 106:]

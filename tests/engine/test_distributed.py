@@ -34,7 +34,7 @@ def test_launch_numbers_the_processes_and_they_can_talk(tmp_path):
     assert first["gather"] == [0, 10] and second["gather"] == []
     assert first["broadcast"] == second["broadcast"] == [1, "x"]
     assert first["any"] == second["any"] == [True, False]
-    assert first["seed"] == second["seed"] and first["mean"] == second["mean"] == [0.5, 2.0]
+    assert first["seed"] == second["seed"]
 
 
 @pytest.mark.parametrize("accumulate_steps", [1, 2])

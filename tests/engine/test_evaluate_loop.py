@@ -12,7 +12,6 @@ from lbvq.engine.evaluate import (
     UnexpectedResultsError,
     inference_on_dataset,
     print_csv_format,
-    save_results_table,
     verify_results,
 )
 
@@ -104,8 +103,3 @@ def test_expected_results_are_compared_with_their_tolerance():
 def test_results_that_differ_from_the_expected_ones_are_named(row, message):
     with pytest.raises(UnexpectedResultsError, match=message):
         verify_results([row], {"segm": {"AP": 40.4, "broken": float("nan")}})
-
-
-def test_results_table_is_json(tmp_path):
-    save_results_table({"segm": {"AP": 1.5}}, tmp_path / "metrics.json")
-    assert '"AP": 1.5' in (tmp_path / "metrics.json").read_text()

@@ -6,6 +6,7 @@ import logging
 import random
 import re
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from lbvq.config import get_cfg
 from lbvq.engine.environment import environment_report, git_revision
 from lbvq.engine.random_state import get_random_state, preserve_random_state, seed_all_rng, set_random_state
 from lbvq.engine.setup import default_argument_parser, default_setup, setup_logger
+from lbvq.files import writing
 
 
 def draw():
@@ -84,6 +86,31 @@ def test_setup_writes_logs_and_a_configuration_that_merges_back(tmp_path, capsys
     assert again == cfg
     default_setup(cfg, args)
     assert draw() == first
+
+
+def test_what_a_killed_run_was_writing_is_gone_when_the_next_one_starts(tmp_path):
+    child = subprocess.Popen(["true"])
+    child.wait()
+    (tmp_path / f".model_0004999.pth.{writing._HOST}-{child.pid}-0123abcd.part.pth").write_text("half")
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    default_setup(cfg, default_argument_parser().parse_args([]))
+    assert not list(tmp_path.glob(".model*"))
+
+
+PEAK = """
+from lbvq.engine.memory import peak_memory_mib
+before = peak_memory_mib()
+block = bytearray(b"x") * (64 << 20)
+print(before, peak_memory_mib() - before)
+"""
+
+
+def test_the_peak_of_memory_is_that_of_the_process_alone():
+    """A process starts with the mark of the one that began it, this one, if the system is asked in the wrong way."""
+    run = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    before, grown = map(float, run.stdout.split())
+    assert before < 100 and 60 < grown < 100
 
 
 def test_only_process_0_writes_to_the_console_and_each_has_a_file(tmp_path, capsys):

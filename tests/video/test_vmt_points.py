@@ -37,16 +37,16 @@ def test_points_get_the_numbers_of_the_published_attention():
 
 
 MEASURE = """
-import resource, sys, torch
+import torch
+from lbvq.engine.memory import peak_memory_mib
 from lbvq.modeling.vmt.edges import PointTransformer
 torch.set_num_threads(1)
 model = PointTransformer(num_layers=1).eval()
 with torch.inference_mode():
     model.encode(torch.randn(10, 64), torch.randn(10, 64))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory_mib()
     model.encode(torch.randn(12000, 64), torch.randn(12000, 64))
-grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-print(grown if sys.platform == "darwin" else 1024 * grown)
+print(int((peak_memory_mib() - before) * 2**20))
 """
 
 

@@ -41,15 +41,13 @@ for name, content in zip(("gt", "dt"), build_bench(*{size})):
 MEASURE = """
 import contextlib, io, json, resource, sys
 import numpy as np
+from lbvq.engine.memory import peak_memory_mib
 folder, task, published = sys.argv[1:4]
 {prepare}
 def usage():
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
-    if sys.platform != "linux":
-        return seconds, own.ru_maxrss / (1024 if sys.platform != "darwin" else 1 << 20)
-    status = open("/proc/self/status").read()  # ru_maxrss of a Linux process begins with the peak of its parent
-    return seconds, int(status.split("VmHWM:")[1].split()[0]) / 1024
+    return seconds, peak_memory_mib()
 before = usage()
 {evaluate}
 after = usage()

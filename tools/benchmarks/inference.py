@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import resource
 import subprocess
 import sys
 import tempfile
@@ -37,6 +36,7 @@ import mask2former.modeling.folding as folding
 import mask2former.modeling.transformer_decoder as decoder
 from lbvq.config import get_cfg
 from lbvq.engine.checkpoint import load_weights
+from lbvq.engine.memory import peak_memory_mib
 from lbvq.inference.frames import ResizedFrames, open_frames
 from lbvq.inference.results import VideoPrediction
 from lbvq.inference.stream import StreamPredictor
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
         video = RepeatedFrames(write_frames(Path(folder), args.size), args.size, args.frames)
         if args.peak_only:
             (segment_stream if args.stream else segment)(model, video)
-            print(f"{peak_mib():.0f}")
+            print(f"{peak_memory_mib():.0f}")
         else:
             compare_time(model, video, args)
 
@@ -271,7 +271,7 @@ def compare_time(model: nn.Module, video: RepeatedFrames, args: argparse.Namespa
                 outputs[name] = segment(model, video)
                 total = time.perf_counter() - start
         columns[name] = {**seconds, "everything else": total - sum(seconds.values()), "total": total}
-        peak = peak_mib()
+        peak = peak_memory_mib()
         print(f"{name}: {len(video) / total:.2f} frames per second, peak resident memory so far {peak:.0f} MiB")
     print_table(columns, len(video))
     if len(outputs) == 2:
@@ -300,12 +300,6 @@ def print_agreement(ours: dict[str, Any], published: dict[str, Any]) -> None:
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
-
-
-def peak_mib() -> float:
-    """Peak resident memory of this process."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def compare_memory(args: argparse.Namespace) -> None:

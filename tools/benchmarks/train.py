@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import resource
-import sys
 import tempfile
 import time
 from typing import Any
@@ -27,6 +25,7 @@ from lbvq.data import build_train_loader
 from lbvq.data.synthetic import SyntheticSettings, write_dataset
 from lbvq.engine.activation_checkpointing import enable_activation_checkpointing
 from lbvq.engine.defaults import training_amp_dtype
+from lbvq.engine.memory import peak_memory_mib
 from lbvq.engine.random_state import seed_all_rng
 from lbvq.engine.solver import build_gradient_clipper, build_optimizer
 from lbvq.engine.trainer import TrainStep
@@ -134,5 +133,4 @@ def _print_table(cfg: Any, step: StageTimer, iterations: int) -> None:
     if step.device_type == "cuda":
         print(f"peak GPU memory {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB")
     else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-        print(f"peak memory {peak:.0f} MiB, {torch.get_num_threads()} threads")
+        print(f"peak memory {peak_memory_mib():.0f} MiB, {torch.get_num_threads()} threads")

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
-import sys
 import time
 from multiprocessing.connection import Connection
 
 import torch
 from torch import Tensor
 
+from lbvq.engine.memory import peak_memory_mib
 from lbvq.modeling.vmt.edges import PointTransformer
 
 MIB = 2**20
@@ -71,12 +70,6 @@ def _measure(form: str, count: int, num_layers: int, threads: int, sender: Conne
     encode = model.encode if form == "ours" else lambda *inputs: with_weights(model, *inputs)
     with torch.inference_mode():
         encode(points[:8], position[:8])
-        before, start = _peak_mib(), time.perf_counter()
+        before, start = peak_memory_mib(), time.perf_counter()
         out = encode(points, position)
-    sender.send((_peak_mib() - before, time.perf_counter() - start, out[:: max(1, count // 100)].tolist()))
-
-
-def _peak_mib() -> float:
-    """Largest resident memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / MIB if sys.platform == "darwin" else peak * 1024 / MIB
+    sender.send((peak_memory_mib() - before, time.perf_counter() - start, out[:: max(1, count // 100)].tolist()))

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from mask2former.modeling.matcher import HungarianMatcher, Match, assign
-
-from ..targets import ABSENT
+from mask2former.structures import ABSENT
 
 TAKEN = 1e6  # cost of a query that another object has
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from mask2former.modeling.criterion import average_over_processes, dice_loss, layer_weights, sigmoid_ce_loss
 from mask2former.modeling.matcher import Match
 from mask2former.points import point_sample, uncertain_points
+from mask2former.structures import ABSENT
 
-from ..targets import ABSENT
 from .matcher import ClipMatcher
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mask2former.modeling.matcher import Match
+from mask2former.structures import ABSENT
 
 from ..contrast import Terms, contrast, join_terms, mean_terms
-from ..targets import ABSENT
 
 HIDDEN = -1  # instead of the query of an object that a frame does not show
 

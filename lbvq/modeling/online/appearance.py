@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from mask2former.layers import MLP, Conv2d
 from mask2former.modeling.matcher import Match
-
-from ..targets import ABSENT
+from mask2former.structures import ABSENT
 
 if TYPE_CHECKING:
     from mask2former.cfg import Cfg
