@@ -10,6 +10,7 @@ TEST.MATCH_FRAMES, which also scores higher than the method itself on YouTube-VI
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,9 +19,9 @@ from torch import Tensor
 from mask2former.modeling.criterion import weighted
 from mask2former.registry import META_ARCH_REGISTRY
 
-from .base import FrameSegmenter, output_size
+from .base import FrameSegmenter
 from .feature_store import FeatureStore
-from .postprocess import MaskStream, select_top, video_output
+from .postprocess import second_pass, select_top
 from .targets import ABSENT, prepare_targets
 
 if TYPE_CHECKING:
@@ -85,16 +86,18 @@ class VideoMaskFormer(FrameSegmenter):  # published name
             states, _ = predictor.decode(whole[:3], whole[3:], len(store))
             state = states[-1]  # (1, Q, C)
             probabilities = predictor.class_embed(state)[0].float().softmax(-1)[:, :-1]  # (Q, K)
-            scores, labels, queries = select_top(probabilities, self.num_predictions)
-            queries, rows = queries.unique(return_inverse=True)  # a mask is made once, however many labels it has
-            stream = MaskStream(
-                len(queries),
-                padded_size=padded_size,
+
+            def make_masks(queries: Tensor) -> Iterator[Tensor]:
+                embed = predictor.mask_embed(state)[0, queries]  # (n, mask_dim)
+                for _, features in store.chunks(self.frames_per_run):
+                    yield torch.einsum("nc,tchw->nthw", embed, features)
+
+            return second_pass(
+                video,
+                select_top(probabilities, self.num_predictions),
+                make_masks,
+                num_frames=len(store),
                 image_size=image_size,
-                output_size=output_size(video, image_size),
-                dense_frames=len(store) if video.get("dense_masks", True) else None,
+                padded_size=padded_size,
+                use_quality=False,
             )
-            embed = predictor.mask_embed(state)[0, queries]  # (n, mask_dim)
-            for _, features in store.chunks(self.frames_per_run):
-                stream.add(torch.einsum("nc,tchw->nthw", embed, features))
-        return video_output(scores, labels, rows, stream, use_quality=False)
