@@ -10,20 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from lbvq.masks.rle import MAX_PIXELS
-
 ORDERS = ("RGB", "BGR")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-_FORMATS = (
-    "JPEG",
-    "PNG",
-    "WEBP",
-    "BMP",
-    "TIFF",
-    "PPM",
-    "GIF",
-    "JPEG2000",
-)  # named, so that Pillow tries no rarely tested reader
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF", "JPEG2000")  # so that no rarely tested reader is tried
+MAX_IMAGE_PIXELS = 2**27  # a gigabyte while it is decoded
+_FREE_PIXELS, _MAX_PIXELS_PER_BYTE = 2**24, 500  # an image beyond the first has no more than the second in its file
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values for which height and width change places
 
 
@@ -46,28 +37,38 @@ def read_image(path: str | os.PathLike[str], image_format: str = "RGB", where: s
     """
     if image_format not in ORDERS:
         raise ValueError(f"The image format is one of {ORDERS}, got {image_format!r}; set INPUT.FORMAT.")
-    with _opened(Path(path), where) as image:
-        upright = ImageOps.exif_transpose(image)
-        pixels = _from_16_bits(upright) if upright.mode[0] in "IF" else np.array(upright.convert("RGB"))
+    with opened_image(Path(path), where) as image:
+        ImageOps.exif_transpose(image, in_place=True)
+        pixels = to_rgb(image)
     return pixels[:, :, ::-1] if image_format == "BGR" else pixels
 
 
 def image_size(path: str | os.PathLike[str], where: str = "") -> tuple[int, int]:
     """(H, W) of the upright image, from its header alone; errors are those of `read_image`."""
-    with _opened(Path(path), where) as image:
+    with opened_image(Path(path), where) as image:
         width, height = image.size
         return (width, height) if image.getexif().get(_ORIENTATION, 1) in _TURNED else (height, width)
 
 
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a picture, writable; ValueError for pixels without a known white."""
+    if image.mode[0] in "IF":
+        return _from_16_bits(image)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
 @contextmanager
-def _opened(path: Path, where: str) -> Iterator[Image.Image]:
-    """Open an image; whatever its decoder raises becomes an OSError that names the file."""
+def opened_image(path: Path, where: str = "", *, several: bool = False) -> Iterator[Image.Image]:
+    """Open an image; whatever its decoder raises becomes an OSError that names the file.
+
+    Args:
+        several: the file may hold several pictures; the caller chooses.
+    """
     context = f" of {where}" if where else ""
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels are above the limit of {MAX_PIXELS}")
-            if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # photos may carry a preview
+            _check_size(image, path)
+            if not several and image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # photos: a preview
                 raise ValueError(f"it holds {image.n_frames} pictures; save each as a file")
             yield image
     except FileNotFoundError:
@@ -77,6 +78,15 @@ def _opened(path: Path, where: str) -> Iterator[Image.Image]:
         ) from None
     except Exception as error:  # Pillow documents none: OSError, SyntaxError, struct.error, zlib.error, EOFError, ...
         raise OSError(f"Cannot read image {path}{context}: {error or type(error).__name__}") from error
+
+
+def _check_size(image: Image.Image, path: Path) -> None:
+    """Refuse what takes gigabytes, and large pictures of few bytes, which nobody has taken."""
+    num_pixels, num_bytes = image.width * image.height, path.stat().st_size
+    if num_pixels > MAX_IMAGE_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels are above the limit of {MAX_IMAGE_PIXELS}")
+    if num_pixels > max(_FREE_PIXELS, _MAX_PIXELS_PER_BYTE * num_bytes):
+        raise ValueError(f"{image.width} x {image.height} pixels in {num_bytes} bytes are no picture but a bomb")
 
 
 def _from_16_bits(image: Image.Image) -> np.ndarray:

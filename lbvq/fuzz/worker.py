@@ -9,7 +9,6 @@ gets none.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -25,7 +24,8 @@ from lbvq.engine.memory import peak_memory_mib
 from lbvq.fuzz.targets import Target, all_targets
 
 CPU_SECONDS = 2.0  # for one file
-MEMORY_BYTES = 2 << 30  # for one file
+MEMORY_BYTES = 2 << 30  # in use at one time
+_ADDRESS_BYTES = 2 * MEMORY_BYTES  # on top of what the libraries have mapped; asking for more gets none
 REFUSALS = (ValueError, KeyError, OSError)
 _OURS = ("builtins", "lbvq", "mask2former")  # where the type of a refusal is defined
 
@@ -44,7 +44,7 @@ def judge(target: Target, path: Path) -> tuple[str, str]:
 def _judge_refusal(error: BaseException, name: str) -> str:
     reason: BaseException | None = error
     while reason is not None:
-        if isinstance(reason, MemoryError) or getattr(reason, "errno", None) == errno.ENOMEM:
+        if isinstance(reason, MemoryError):
             return "memory"
         reason = reason.__cause__ or reason.__context__
     is_ours = type(error).__module__.split(".")[0] in _OURS and not isinstance(error, UnicodeError)
@@ -83,9 +83,8 @@ def _take_standard_output() -> IO[str]:
 
 
 def _limit_memory() -> None:
-    """Leave `MEMORY_BYTES` above what the libraries have mapped."""
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY_BYTES,) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + _ADDRESS_BYTES,) * 2)
 
 
 def _reset_peak() -> None:

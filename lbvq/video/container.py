@@ -1,18 +1,32 @@
-"""Decode the video stream of one file with PyAV (FFmpeg), and notice when the file is damaged or cut off."""
+"""Decode the video stream of one file with PyAV (FFmpeg), and notice when the file is damaged or cut off.
+
+What comes out is what a player shows: the stream it would choose, not a cover picture; frames turned upright, with
+square pixels, and only those that an edit list leaves.
+"""
 
 from __future__ import annotations
 
-import os
+import logging
+import math
 import struct
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 from av.error import FFmpegError
+from av.stream import Disposition
 
-from lbvq.masks.rle import MAX_PIXELS
+from lbvq.video.formats import VIDEO_FORMATS, file_url
+from lbvq.video.structure import is_cut_off, transport_packet
+
+MAX_FRAME_PIXELS = 2**26  # of one frame, 8192 x 8192; the codecs of today allow less
+_NO_FILM = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+_MAX_STRETCH = 4.0  # of pixels that are not square; a header that claims more is broken
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,86 +42,168 @@ class Damage:
 
 @dataclass(frozen=True)
 class DecodedFrame:
-    """A decoded frame whose colours are converted on request."""
+    """A decoded frame whose colours are converted on request.
+
+    Attributes:
+        time: seconds, None where the file has none.
+        size: (height, width) in pixels that a player shows, before the frame is turned upright.
+    """
 
     frame: av.VideoFrame
     time: float | None
+    size: tuple[int, int]
 
     def to_rgb(self) -> np.ndarray:
         """(H, W, 3) uint8 RGB, turned upright as players show it."""
-        return _upright(self.frame.to_ndarray(format="rgb24"), self.frame)
+        height, width = self.size
+        return _upright(self.frame.to_ndarray(format="rgb24", height=height, width=width), self.frame)
 
 
 def decode_container(path: Path, error_type: type[Exception]) -> Generator[DecodedFrame, None, Damage | None]:
-    """Yield the frames of the first video stream; the generator's return value is the damage found, if any.
+    """Yield the frames of a video file; the generator's return value is the damage found, if any.
 
     Args:
         path: of the file.
         error_type: raised when nothing can be read at all or when a frame has another size than the first.
     """
+    with open_container(file_url(path), str(path), error_type) as container:
+        stream = choose_stream(container, str(path), error_type)
+        stream.thread_type = "SLICE"  # decoding whole frames in parallel finds damage at another frame every time
+        return (yield from _decode_file(container, stream, path, error_type))
+
+
+def open_container(
+    source: Any,
+    name: str,
+    error_type: type[Exception],
+    *,
+    formats: Any = VIDEO_FORMATS,
+    protocols: Any = ("file",),
+    options: Mapping[str, str] | None = None,
+) -> av.container.InputContainer:
+    """Open a file, an address or an open binary file; only of the formats and through the protocols that are given.
+
+    Args:
+        source: what PyAV opens.
+        name: of it, for messages.
+        error_type: raised when it is no video.
+        formats: FFmpeg's names of the formats that are read.
+        protocols: FFmpeg's names of the ways to files that are taken.
+        options: of FFmpeg, besides.
+    """
+    limits = {"format_whitelist": ",".join(formats), "protocol_whitelist": ",".join(protocols)}
     try:
-        container = av.open(str(path))
+        return av.open(source, container_options={**limits, **(options or {})}, metadata_errors="replace")
     except FFmpegError as error:
+        is_other_format = error.strerror is None or "nvalid" in error.strerror  # FFmpeg's word for "not in the list"
+        reason = "it is none of the formats that are read" if is_other_format else error.strerror
+        suffixes = sorted({suffix for group in VIDEO_FORMATS.values() for suffix in group.split()})
         raise error_type(
-            f"{path} cannot be opened as a video: {error.strerror or error}. "
+            f"{name} cannot be opened as a video: {reason} ({' '.join(suffixes)}, and images). "
             "(In an mp4 whose recording was cut off the index is missing; nothing of it can be read.)"
         ) from error
-    with container:
-        if not container.streams.video:
-            raise error_type(f"{path} holds no video stream")
-        stream = container.streams.video[0]
-        stream.thread_type = "SLICE"  # decoding whole frames in parallel finds damage at another frame every time
-        return (yield from _decode_stream(container, stream, path, error_type))
 
 
-def _decode_stream(container, stream, path: Path, error_type: type[Exception]):
+def choose_stream(
+    container: av.container.InputContainer, name: str, error_type: type[Exception]
+) -> av.video.stream.VideoStream:
+    """The stream that a player shows: no cover picture or preview, and of several the best one, which is said."""
+    films = [stream for stream in container.streams.video if not stream.disposition & _NO_FILM]
+    if not films:
+        kinds = "only a picture, such as the cover of a record" if container.streams.video else "no video stream"
+        raise error_type(f"{name} holds {kinds}")
+    best = container.streams.best("video")
+    stream = films[0] if best is None else next((film for film in films if film.index == best.index), films[0])
+    if len(films) > 1:
+        logger.warning("%s holds %d video streams; number %d is read", name, len(films), stream.index)
+    codec = stream.codec_context
+    if codec is None:
+        raise error_type(f"{name} cannot be decoded: this FFmpeg does not know the codec of its video")
+    if codec.width * codec.height > MAX_FRAME_PIXELS:
+        raise error_type(
+            f"{name}: frames of {codec.width} x {codec.height} pixels are above the limit of {MAX_FRAME_PIXELS} pixels"
+        )
+    codec.options = {**codec.options, "max_pixels": str(MAX_FRAME_PIXELS)}  # headers inside the stream may claim more
+    return stream
+
+
+def decode_stream(
+    container: av.container.InputContainer, stream: av.video.stream.VideoStream, name: str
+) -> Iterator[tuple[DecodedFrame | None, str | None]]:
+    """Yield (frame, None); at the first damage the frames still inside the decoder, then (None, reason)."""
+    stretch = _Stretch(stream, name)
+    try:
+        for packet in container.demux(stream):
+            if packet.is_corrupt:
+                yield from _flush(stream, stretch)
+                yield None, "a damaged packet"
+                return
+            for frame in packet.decode():
+                yield stretch(frame), None
+    except FFmpegError as error:
+        yield from _flush(stream, stretch)
+        yield None, f"the decoder stops ({error.strerror or error})"
+
+
+class _Stretch:
+    """Makes `DecodedFrame`s with square pixels: the shorter side of a pixel is stretched, so that none is lost."""
+
+    def __init__(self, stream: av.video.stream.VideoStream, name: str) -> None:
+        self._time_base = stream.time_base
+        ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
+        self._ratio = float(ratio) if ratio else 1.0
+        if not 1 / _MAX_STRETCH <= self._ratio <= _MAX_STRETCH:
+            logger.warning("%s claims pixels %g times as wide as high; they are taken as square", name, self._ratio)
+            self._ratio = 1.0
+        elif self._ratio != 1:
+            logger.warning("%s has pixels of %s (width:height); they are made square, as players do", name, ratio)
+
+    def __call__(self, frame: av.VideoFrame) -> DecodedFrame:
+        time = None if frame.pts is None else float(frame.pts * self._time_base)
+        height, width = frame.height * max(1, 1 / self._ratio), frame.width * max(1, self._ratio)
+        return DecodedFrame(frame, time, (round(height), round(width)))
+
+
+def _decode_file(container, stream, path: Path, error_type: type[Exception]):
     count, end, first, reason = 0, 0.0, None, None
-    is_cut_off = _is_cut_off(path)
-    frames = _frames_until_damage(container, stream)
-    if is_cut_off and _transport_packet(path):
+    is_short = is_cut_off(path)
+    frames = decode_stream(container, stream, str(path))
+    if is_short and transport_packet(path):
         frames = _without_last(frames)  # a part of it may be missing, and the decoder does not always notice
     for frame, problem in frames:
-        if frame is None or (frame.is_corrupt and count):
+        if frame is None or (frame.frame.is_corrupt and count):
             reason = problem or "a damaged frame"
             break
-        size = (frame.height, frame.width)
-        first = first or size
-        if size[0] * size[1] > MAX_PIXELS:
-            raise error_type(f"{path}: frame {count} claims {size[0]} x {size[1]} pixels, above the limit {MAX_PIXELS}")
-        if size != first:
-            raise error_type(
-                f"all frames must have one size: frame {count} of {path} is {size[0]} x {size[1]}, "
-                f"the first is {first[0]} x {first[1]} (height x width)"
-            )
-        time = None if frame.pts is None else float(frame.pts * stream.time_base)
-        yield DecodedFrame(frame, time)
-        count, end = count + 1, time or 0.0
-    if reason is None and is_cut_off and not _has_every_frame(container, stream, count, end):
+        first = first or frame.size
+        check_size(frame.size, first, count, path, error_type)
+        yield frame
+        count, end = count + 1, frame.time or 0.0
+    if reason is None and is_short and not _has_every_frame(container, stream, count, end):
         reason = "the file is shorter than its header says"
     if reason is None and count == 0:
         reason = "no frame can be decoded"
     return None if reason is None else Damage(count, reason)
 
 
-def _frames_until_damage(container, stream):
-    """Yield (frame, None); at the first damage the frames still inside the decoder, then (None, reason)."""
-    try:
-        for packet in container.demux(stream):
-            if packet.is_corrupt:
-                yield from _flush(stream)
-                yield None, "a damaged packet"
-                return
-            for frame in packet.decode():
-                yield frame, None
-    except FFmpegError as error:
-        yield from _flush(stream)
-        yield None, f"the decoder stops ({error.strerror or error})"
+def check_size(
+    size: tuple[int, int], first: tuple[int, int], count: int, path: Path, error_type: type[Exception]
+) -> None:
+    """Raise when frame number `count` is too large or has another (height, width) than the first one."""
+    if math.prod(size) > MAX_FRAME_PIXELS:
+        raise error_type(
+            f"{path}: frame {count} claims {size[0]} x {size[1]} pixels, above the limit {MAX_FRAME_PIXELS}"
+        )
+    if size != first:
+        raise error_type(
+            f"all frames must have one size: frame {count} of {path} is {size[0]} x {size[1]}, "
+            f"the first is {first[0]} x {first[1]} (height x width)"
+        )
 
 
-def _flush(stream):
+def _flush(stream, stretch: _Stretch):
     try:
         for frame in stream.codec_context.decode(None):
-            yield frame, None
+            yield stretch(frame), None
     except (FFmpegError, EOFError):
         return  # the decoder has nothing left; the caller reports the first damage
 
@@ -132,69 +228,6 @@ def _has_every_frame(container, stream, count: int, end: float) -> bool:
     duration = container.duration / av.time_base if container.duration else 0.0
     rate = float(stream.average_rate) if stream.average_rate else 0.0
     return bool(count and duration and rate and end >= duration - 1.5 / rate)
-
-
-def _is_cut_off(path: Path) -> bool:
-    """Whether an mp4, Matroska, AVI or transport stream file has fewer bytes than its own structure promises.
-
-    A transport stream that ends exactly after a packet cannot be told from a whole one.
-    """
-    total = os.path.getsize(path)
-    if _transport_packet(path):
-        return total % _transport_packet(path) != 0
-    with open(path, "rb") as file:
-        head = file.read(64)
-        if head[:4] == b"RIFF":
-            return struct.unpack("<I", head[4:8])[0] + 8 > total
-        if head[:4] == b"\x1a\x45\xdf\xa3":
-            return _matroska_end(head) > total
-        if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-            return _boxes_end(file, total) > total
-    return False
-
-
-def _transport_packet(path: Path) -> int:
-    """Bytes of a packet if the file is an MPEG transport stream (.ts, .m2ts), else 0."""
-    with open(path, "rb") as file:
-        head = file.read(1024)
-    for size, offset in ((188, 0), (192, 4)):
-        if len(head) > offset + 3 * size and all(head[offset + k * size] == 0x47 for k in range(4)):
-            return size
-    return 0
-
-
-def _boxes_end(file, total: int) -> int:
-    """End of the last top-level box of an mp4 or mov file."""
-    position = 0
-    while position + 8 <= total:
-        file.seek(position)
-        head = file.read(16)
-        size = struct.unpack(">I", head[:4])[0]
-        if size == 1 and len(head) == 16:
-            size = struct.unpack(">Q", head[8:])[0]
-        if size < 8:  # 0: the box reaches to the end of the file; other values are padding
-            return total
-        position += size
-    return position
-
-
-def _matroska_end(head: bytes) -> int:
-    """End of the segment of a Matroska or WebM file; 0 when its size is not stored (live recordings)."""
-    length, position = _matroska_size(head, 4)
-    position += length
-    if head[position : position + 4] != b"\x18\x53\x80\x67":
-        return 0
-    size, position = _matroska_size(head, position + 4)
-    return position + size
-
-
-def _matroska_size(head: bytes, position: int) -> tuple[int, int]:
-    """Read a variable-length size; return it (0 if unknown) and the position after it."""
-    if position >= len(head) or head[position] == 0:
-        return 0, position + 1
-    length = 9 - head[position].bit_length()
-    value = int.from_bytes(head[position : position + length], "big") - (1 << (7 * length))
-    return (0 if value == (1 << (7 * length)) - 1 else value), position + length
 
 
 def _upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:

@@ -56,7 +56,7 @@ def test_the_limit_of_pixels_is_checked_before_decoding(tmp_path, monkeypatch):
     (tmp_path / "huge.png").write_bytes(png_header(100_000, 100_000))
     with pytest.raises(OSError, match=r"huge\.png"):
         read_image(tmp_path / "huge.png")
-    monkeypatch.setattr(images, "MAX_PIXELS", 11)
+    monkeypatch.setattr(images, "MAX_IMAGE_PIXELS", 11)
     Image.new("RGB", (4, 3)).save(tmp_path / "a.png")
     for read in (read_image, image_size):
         with pytest.raises(OSError, match=r"a\.png: 4 x 3 pixels are above the limit of 11"):

@@ -1,0 +1,57 @@
+"""What is read as a video: the one list of formats, and the files in a folder that are never frames."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# FFmpeg's name of a container format -> suffixes it usually has. FFmpeg knows 370 formats; among them are texts that
+# name other files to open (concat, playlists) and texts that are drawn as pictures. A file that is none of these is
+# refused, whatever its name says.
+VIDEO_FORMATS = {
+    "mov": ".mp4 .mov .m4v .3gp",
+    "matroska": ".mkv .webm",
+    "avi": ".avi",
+    "mpegts": ".ts .m2ts",
+    "mpeg": ".mpg .vob",
+    "flv": ".flv",
+    "asf": ".wmv",
+    "ogg": ".ogv",
+    "mxf": ".mxf",
+    "dv": ".dv",
+    "ivf": ".ivf",
+    "yuv4mpegpipe": ".y4m",
+    "h264": ".h264",
+    "hevc": ".hevc",
+    "obu": ".obu",
+    "m4v": ".m4v",
+    "mpegvideo": ".m2v",
+}
+# What may come from an address besides; a playlist there may name addresses but no files.
+STREAM_FORMATS = (*VIDEO_FORMATS, "hls", "rtsp", "rtp", "sdp", "mpjpeg")
+STREAM_PROTOCOLS = (
+    "http",
+    "https",
+    "tls",
+    "tcp",
+    "udp",
+    "rtp",
+    "rtsp",
+    "rtmp",
+    "rtmps",
+    "srt",
+    "crypto",
+    "data",
+    "httpproxy",
+)
+_CLUTTER = ("thumbs.db", "desktop.ini")  # of Windows; those of macOS begin with a dot
+
+
+def is_clutter(path: Path) -> bool:
+    """Whether a file is one that operating systems leave in folders, such as ._0.jpg beside 0.jpg."""
+    return path.name.startswith(".") or path.name.lower() in _CLUTTER
+
+
+def file_url(path: str | os.PathLike[str]) -> str:
+    """A path as FFmpeg opens it: no part of the name, such as "10:30", is taken for a protocol."""
+    return f"file:{os.path.abspath(path)}"
