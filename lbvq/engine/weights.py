@@ -24,6 +24,7 @@ from .name_matching import (
     strip_prefix_of_all,
 )
 from .transformers_names import from_transformers_mask2former, is_transformers_mask2former
+from .vit_names import from_plain_vit
 from .weight_files import WeightFile, find_weights, read_weights
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,14 @@ logger = logging.getLogger(__name__)
 ALLOW_MISSING = ("none", "classifier", "new_modules", "all")
 CLASSIFIER_PARTS = frozenset({"class_embed", "empty_weight", "empty_object_weight", "freq_weight"})
 CONSTANTS = frozenset({"pixel_mean", "pixel_std"})  # at the root of the model: from the configuration, not learned
-CONSTANT_LEAVES = ("relative_position_index", "num_batches_tracked")  # in any module: computed, or without effect
+# in any module: computed, or without effect
+CONSTANT_LEAVES = (
+    "relative_position_index",
+    "num_batches_tracked",
+    "attn_mask_probs",
+    "encoder.pixel_mean",
+    "encoder.pixel_std",
+)
 
 
 @dataclass
@@ -45,6 +53,7 @@ class LoadReport:
         missing: model names that keep the value they had, sorted; those of another shape included.
         unexpected: file names that the model does not have, in file order.
         mismatched: (name, shape in the file, shape in the model) of tensors left out for their shape.
+        resized: the same of tensors that a module brought to its own shape, as a ViT does with another patch size.
     """
 
     source: str
@@ -53,6 +62,7 @@ class LoadReport:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    resized: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -61,6 +71,9 @@ class LoadReport:
 
     def __str__(self) -> str:
         lines = [f"{self.source} ({self.kind}): {len(self.matched)} tensors loaded."]
+        if self.resized:
+            lines.append("Resized to the shape of the model:")
+            lines += [f"  {name}: {file} in the file, {model} in the model" for name, file, model in self.resized]
         if self.mismatched:
             lines.append("Left out because of their shape:")
             lines += [f"  {name}: {file} in the file, {model} in the model" for name, file, model in self.mismatched]
@@ -114,6 +127,7 @@ def load_weight_file(
     for name in configured:
         tensors.pop(name, None)
     report = LoadReport(source=str(file.path), kind=kind)
+    report.resized = _fit_shapes(model, tensors, own)
     for name in [name for name in tensors if name in own and tensors[name].shape != own[name].shape]:
         report.mismatched.append((name, tuple(tensors.pop(name).shape), tuple(own[name].shape)))
     _load(model, tensors, report, configured)
@@ -151,6 +165,9 @@ def _with_names_of(own: Mapping[str, Tensor], file: WeightFile) -> tuple[Ordered
         tensors = strip_prefix_of_all(tensors, prefix)
     if is_transformers_mask2former(tensors):
         return from_transformers_mask2former(tensors), f"{kind} of transformers' Mask2Former"
+    plain_vit = from_plain_vit(tensors, own)
+    if plain_vit is not None:
+        return plain_vit[0], f"{kind}, {plain_vit[1]}"
     suffix_matching = file.suffix_matching
     if file.caffe2_names:
         tensors = OrderedDict((caffe2_to_ours(name), tensor) for name, tensor in tensors.items())
@@ -199,6 +216,21 @@ def _load(model: nn.Module, tensors: OrderedDict[str, Tensor], report: LoadRepor
     report.unexpected = [name for name in result.unexpected_keys if "anchor_generator.cell_anchors" not in name]
 
 
+def _fit_shapes(
+    model: nn.Module, tensors: OrderedDict[str, Tensor], own: Mapping[str, Tensor]
+) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    """Let modules that offer `fit_weight` bring tensors of another shape to theirs; return what was changed."""
+    resized = []
+    for prefix, module in model.named_modules():
+        for name in [f"{prefix}.{leaf}" if prefix else leaf for leaf in getattr(module, "fitted_weights", ())]:
+            if name in tensors and name in own and tensors[name].shape != own[name].shape:
+                fitted = module.fit_weight(name.removeprefix(f"{prefix}."), tensors[name])
+                if fitted is not None:
+                    resized.append((name, tuple(tensors[name].shape), tuple(fitted.shape)))
+                    tensors[name] = fitted
+    return resized
+
+
 def _configured_names(model: nn.Module) -> set[str]:
     """Buffers that the configuration fills, such as the text embeddings of a vocabulary; no file replaces them."""
     return {
@@ -217,7 +249,8 @@ def _is_constant(name: str) -> bool:
 
 def _refuse_missing(report: LoadReport, allow_missing: str | Callable[[str], bool]) -> None:
     shapes = {name: f"  {name}: {file} in the file, {model} in the model" for name, file, model in report.mismatched}
-    in_file = [*report.matched, *shapes]
+    # a constant counts for nothing: BatchNorm brings its counter along where the file has nothing of it
+    in_file = [*(name for name in report.matched if not _is_constant(name)), *shapes]
     refused = [name for name in report.missing if not _may_be_missing(name, in_file, allow_missing)]
     if not refused:
         return

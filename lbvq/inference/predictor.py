@@ -206,7 +206,8 @@ class VideoPredictor:
 
     def _check_names(self, cfg: Cfg, given: bool) -> None:
         """Names must cover every class; names of the data set that do not are left out with a warning."""
-        num_classes = 0 if cfg is None else cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        configured = 0 if cfg is None else cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        num_classes = getattr(self.model, "num_classes", configured)
         if self.names is None or len(self.names) >= num_classes:
             return
         if given:

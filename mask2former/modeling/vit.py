@@ -93,6 +93,8 @@ class PlainViT(nn.Module):
 class VisionTransformer(PlainViT):
     """DINOv2 with registers; prefix tokens have no position."""
 
+    fitted_weights = ("pos_embed", "patch_embed.proj.weight")  # what `fit_weight` can bring to another shape
+
     def __init__(
         self,
         *,
