@@ -98,6 +98,7 @@ def list_configs() -> list[str]:
 _FOLDERS = {  # short name of a data set: folder of its configurations, registered name of the scored split
     "ytvis19": ("youtubevis_2019", "ytvis_2019_val"),
     "ytvis21": ("youtubevis_2021", "ytvis_2021_val"),
+    "ytvis22": ("youtubevis_2022", "ytvis_2022_val"),
     "ovis": ("ovis", "ovis_val"),
 }
 
@@ -270,8 +271,39 @@ def _vmt() -> list[ZooModel]:
     ]
 
 
+def _plain_vits() -> list[ZooModel]:
+    """VidEoMT and PMT: AP and, where it is published, AR10; of the long videos alone on YouTube-VIS 2022."""
+    videomt, pmt = "videomt/{}/videomt_online_ViT{}", "pmt/pmt_online_ViTL_dinov{}"
+    rows = (
+        ("videomt_small", "ytvis19", videomt.format("dinov2", "S"), "yt_2019_vit_small_52.8", 96, (52.8, 62.2)),
+        ("videomt_base", "ytvis19", videomt.format("dinov2", "B"), "yt_2019_vit_base_58.2", 377, (58.2, 66.5)),
+        ("videomt_large", "ytvis19", videomt.format("dinov2", "L"), "yt_2019_vit_large_68.6", 1271, (68.6, 73.9)),
+        ("videomt_large", "ytvis21", videomt.format("dinov2", "L"), "yt_2021_vit_large_63.1", 1271, (63.1, 68.1)),
+        ("videomt_large", "ytvis22", videomt.format("dinov2", "L"), "yt_2022_vit_large_42.6", 1271, (42.6, 48.1)),
+        ("videomt_large", "ovis", videomt.format("dinov2", "L"), "ovis_vit_large_52.5", 1271, (52.5, 57.5)),
+        ("videomt_large_dinov3", "ytvis19", videomt.format("dinov3", "L"), "yt_2019_dinov3_68.9", 1264, (68.9,)),
+        ("videomt_large_dinov3", "ytvis21", videomt.format("dinov3", "L"), "yt_2021_dinov3_63.2", 1264, (63.2,)),
+        ("videomt_large_dinov3", "ytvis22", videomt.format("dinov3", "L"), "yt_2022_dinov3_42.8", 1264, (42.8,)),
+        ("pmt_large", "ytvis19", pmt.format(2), "yt-2019_dinov2_online_68.8", 1439, (68.8, 73.9)),
+        ("pmt_large", "ytvis21", pmt.format(2), "yt-2021_dinov2_online_63.8", 1439, (63.8, 68.1)),
+        ("pmt_large_dinov3", "ytvis19", pmt.format(3), "yt-2019_dinov3_online_69.2", 1432, (69.2, 74.6)),
+        ("pmt_large_dinov3", "ytvis21", pmt.format(3), "yt-2021_dinov3_online_64.3", 1432, (64.3, 69.0)),
+        ("pmt_large_dinov3", "ovis", pmt.format(3), "ovis_dinov3_online_52.0", 1432, (52.0, 57.7)),
+    )
+    models = []
+    for name, data, config, file, megabytes, numbers in rows:
+        folder, split = _FOLDERS[data]
+        metrics = ("AP_L", "AR_L10") if data == "ytvis22" else ("AP", "AR10")
+        scores = dict(zip(metrics, numbers, strict=False))
+        models.append(ZooModel(f"{name}_{data}", f"{folder}/{config}.yaml", f"{file}.pth", split, scores, megabytes))
+    return models
+
+
 MODELS: dict[str, ZooModel] = {
     model.name: model
-    for rows in (_coco(), _mask2former_vis(), _lbvq(), _vita(), _genvis(), _minvis(), _visage(), _ovformer(), _vmt())
+    for rows in (
+        *(_coco(), _mask2former_vis(), _plain_vits()),
+        *(_lbvq(), _vita(), _genvis(), _minvis(), _visage(), _ovformer(), _vmt()),
+    )
     for model in rows
 }

@@ -11,6 +11,8 @@ _MASKFORMER = "https://dl.fbaipublicfiles.com/maskformer"
 _MASK2FORMER = f"{_MASKFORMER}/mask2former/coco/instance"
 _SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0"
 _MINVIS = f"{HUB}/deahuang/MinVIS-Model-Zoo/resolve/main"
+_VIDEOMT = f"{HUB}/tue-mps/VidEoMT/resolve/main"
+_PMT = f"{HUB}/tue-mps/PMT_Video/resolve/main"
 
 # Mask2Former of COCO images: size of the network, where it is in the published list, first digits of the md5.
 _COCO = (
@@ -55,6 +57,35 @@ ADDRESSES: dict[str, str] = {
         for data in ("ytvis19", "ytvis21", "ovis")
         for model in ("R50", "swin_large", "swin_large_r10", "swin_large_r5", "swin_large_r1")
     },
+    **{
+        f"{model}.pth": f"{_VIDEOMT}/{model}.pth"
+        for model in (
+            *("yt_2019_vit_small_52.8", "yt_2019_vit_base_58.2", "yt_2019_vit_large_68.6"),
+            *("yt_2021_vit_large_63.1", "yt_2022_vit_large_42.6", "ovis_vit_large_52.5"),
+        )
+    },
+    **{
+        f"{data}_segmenter.pth": f"{_VIDEOMT}/dinov2_segmenter/{data}_segmenter.pth"
+        for data in ("yt_2019_small", "yt_2019_base", "yt_2019_large", "yt_2021", "yt_2022", "ovis")
+    },
+    **{
+        f"{model}.pth": f"{_VIDEOMT}/dinov3_online/{model}.pth"
+        for model in ("yt_2019_dinov3_68.9", "yt_2021_dinov3_63.2", "yt_2022_dinov3_42.8")
+    },
+    **{
+        f"{model}.pth": f"{_PMT}/Dinov{'2' if 'dinov2' in model else '3'}_online/{model}.pth"
+        for model in (
+            *("yt-2019_dinov2_online_68.8", "yt-2021_dinov2_online_63.8"),
+            *("yt-2019_dinov3_online_69.2", "yt-2021_dinov3_online_64.3", "ovis_dinov3_online_52.0"),
+        )
+    },
+    # plain ViTs to start from; DINOv3 is given to those who have accepted its licence on the Hub
+    "dinov2_vitl14_reg4.safetensors": (
+        f"{HUB}/timm/vit_large_patch14_reg4_dinov2.lvd142m/resolve/main/model.safetensors"
+    ),
+    "dinov3_vitl16_lvd1689m.safetensors": (
+        f"{HUB}/facebook/dinov3-vitl16-pretrain-lvd1689m/resolve/main/model.safetensors"
+    ),
 }
 
 DRIVE_IDS: dict[str, str] = {
@@ -104,12 +135,20 @@ def how_to_get(file_name: str) -> str:
     return ""
 
 
+_DINOV3 = "under Meta's DINOv3 License, which has conditions"
+
 # Beginning of an address -> what may be done with the files there.
 _LICENCES = {
     _MASKFORMER: "weights of Mask2Former, CC BY-NC 4.0: for non-commercial use only",
     f"{HUB}/facebook/mask2former-": "weights of Mask2Former, published under CC BY-NC 4.0: for non-commercial use only",
     _MINVIS: "weights of MinVIS, CC BY-NC-SA 4.0: for non-commercial use only",
     _SWIN: "weights of Swin Transformer, MIT",
+    f"{_VIDEOMT}/dinov3": f"weights of VidEoMT, MIT, and of the DINOv3 in it, {_DINOV3}",
+    _VIDEOMT: "weights of VidEoMT, MIT",
+    f"{_PMT}/Dinov3": f"weights of PMT, MIT, and of the DINOv3 in it, {_DINOV3}",
+    _PMT: "weights of PMT, MIT",
+    f"{HUB}/timm/vit_large_patch14_reg4_dinov2": "weights of DINOv2, Apache-2.0",
+    f"{HUB}/facebook/dinov3": f"weights of DINOv3, {_DINOV3}",
 }
 
 
