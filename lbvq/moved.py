@@ -24,6 +24,7 @@ NEW_HOME = {  # old module: the one that replaced it
     "lbvq.frames": "lbvq.inference.frames",
     "lbvq.text_embeddings": "lbvq.inference.vocabulary",
     "lbvq.predict": "lbvq.cli.predict",
+    "lbvq.evaluation.mask_file": "lbvq.files.mask_file",
     "lbvq.live": "lbvq.cli.live",
     "lbvq.modeling.clip_encoder": "lbvq.modeling.clips.encoder",
     "lbvq.modeling.clip_decoder": "lbvq.modeling.clips.decoder",

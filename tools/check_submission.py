@@ -3,7 +3,8 @@
     python tools/check_submission.py results.json --gt ytvis_2021/valid.json --server ytvis --zip submission.zip
 
 Looks at ids, categories, sizes, scores, masks, numbers of frames, and the layout of an archive; the annotation file may
-be one without annotations. The first faults are named by entry, video and frame, and nothing is packed then.
+be one without annotations. The first faults are named by entry, video and frame, and nothing is packed then; a wrong
+layout or encoding of the file itself is mended by --zip.
 """
 
 from __future__ import annotations
@@ -33,12 +34,13 @@ def main(arguments: list[str] | None = None) -> int:
         findings = check_submission(args.results, args.gt, args.server, args.max_faults)
         for remark in findings.remarks:
             print(f"note: {remark}")
-        for fault in findings.faults:
+        for fault in (*findings.faults, *findings.layout):
             print(f"fault: {fault}")
-        if findings.faults:
-            print(f"{args.results} has faults" + (", so nothing was packed" if args.zip else ""))
+        if findings.faults or (findings.layout and not args.zip):
+            print(f"{args.results} has faults, {_what_now(args, bool(findings.faults))}")
             return 1
-        print(f"{args.results}: {findings.num_entries} predictions, no fault found")
+        no_fault = "no fault found" if not findings.layout else "no fault in them; the archive is written anew"
+        print(f"{args.results}: {findings.num_entries} predictions, {no_fault}")
         if args.zip:
             size = pack(args.results, args.zip)
             print(
@@ -48,6 +50,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _what_now(args: argparse.Namespace, in_results: bool) -> str:
+    if in_results:
+        return "so nothing was packed" if args.zip else "which must be mended where they were made"
+    return "which --zip FILE mends"
 
 
 if __name__ == "__main__":

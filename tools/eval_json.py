@@ -20,9 +20,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lbvq.evaluation.mask_file import read_mask_file
 from lbvq.evaluation.tables import format_results
 from lbvq.evaluation.video_metrics import LONG_VIDEO_FRAMES, VIDEO_METRICS, VideoScorer, read_ground_truth
+from lbvq.files.mask_file import read_mask_file
 from lbvq.files.writing import write_text
 
 METRICS = (*VIDEO_METRICS, "coco", "lvis")

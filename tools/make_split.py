@@ -13,8 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from lbvq.evaluation.mask_file import read_mask_file, write_mask_file
 from lbvq.evaluation.splits import part_of, split_videos
+from lbvq.files.mask_file import read_mask_file, write_mask_file
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -107,7 +107,7 @@ def _sort(ground_truth: GroundTruth, settings: TubeApSettings, collected: Mappin
     place = category if settings.use_categories else np.zeros_like(category)
     video, score = collected["video"], collected["score"]
     order = np.lexsort((collected["order"], category, -score, video, place))
-    order = order[_counting(settings, collected)[order]]
+    order = order[collected["counts"][order]]
     rank = _rank_in_group(place[order], video[order])
     new_index = np.full(len(score), -1)
     new_index[order] = np.arange(len(order))
@@ -115,20 +115,9 @@ def _sort(ground_truth: GroundTruth, settings: TubeApSettings, collected: Mappin
     kept = detection >= 0
     limit = settings.max_detections[-1]
     if limit is not None:
-        kept &= rank[detection] < limit
+        kept[kept] = rank[detection[kept]] < limit
     candidates = Candidates(detection[kept], collected["pair_track"][kept], collected["pair_iou"][kept])
     return _Table(place[order], score[order], collected["area"][order], collected["forgiven"][order], rank, candidates)
-
-
-def _counting(settings: TubeApSettings, collected: Mapping[str, np.ndarray]) -> np.ndarray:
-    """(D,) detections that are among the best of their video, if that is limited, and of a category that counts."""
-    counts = collected["counts"]
-    if settings.max_per_video is None:
-        return counts
-    order = np.lexsort((collected["order"], -collected["score"], collected["video"]))
-    rank = np.empty(len(order), np.int64)
-    rank[order] = _rank_in_group(collected["video"][order])
-    return counts & (rank < settings.max_per_video)
 
 
 def _rank_in_group(*keys: np.ndarray) -> np.ndarray:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from lbvq.evaluation.annotations import GroundTruth, read_predictions
-from lbvq.evaluation.mask_file import MaskFile
 from lbvq.evaluation.tube_ap import TubeAP
 from lbvq.evaluation.tube_ap_result import TubeApResult, to_percent
 from lbvq.evaluation.tube_ap_settings import OCCLUSION_RANGES, TubeApSettings
+from lbvq.files.mask_file import MaskFile
 
 MISSED, NOTHING = "(missed)", "(nothing)"  # a track without a prediction, and the opposite
 MATCH_IOU = 0.5
@@ -50,6 +50,7 @@ class TrackReport:
         detection: its position in `Analysis.detections`, -1 without any.
         iou_any: of the best prediction of any category.
         category_any: category id of that prediction, None without any.
+        detection_any: its position in `Analysis.detections`, -1 without any.
     """
 
     track: int
@@ -58,6 +59,7 @@ class TrackReport:
     detection: int
     iou_any: float
     category_any: int | None
+    detection_any: int = -1
 
 
 class Analysis:
@@ -85,6 +87,7 @@ class Analysis:
             use_categories=False,
             different_lengths=settings.different_lengths,
         )
+        self.lengths = self._ap.track_lengths()  # (G,) frames in which each track is visible
         self._collected = TubeAP(ground_truth, every).update(predictions, predictions.name).collected()
         best_first = np.lexsort((self._collected["order"], -self._collected["score"]))
         self._pairs_of: dict[int, list[tuple[int, float]]] = {int(each): [] for each in best_first}
@@ -99,8 +102,7 @@ class Analysis:
 
     def by_length(self) -> list[dict[str, Any]]:
         """AP, AR and number of tracks for ranges of the number of frames in which an object is visible."""
-        lengths = [sum(mask is not None for mask in track.masks) for track in self.ground_truth.tracks]
-        return self._rows(self._ap.compute_by_length(LENGTH_RANGES), LENGTH_RANGES, np.array(lengths), "area")
+        return self._rows(self._ap.compute_by_length(LENGTH_RANGES), LENGTH_RANGES, self.lengths, "area")
 
     def by_occlusion(self) -> list[dict[str, Any]]:
         """AP, AR and number of tracks for the ranges of OVIS; empty when the file does not tell."""
@@ -182,6 +184,7 @@ class Analysis:
                     detection=int(self._collected["order"][detection]) if detection >= 0 else -1,
                     iou_any=iou_any,
                     category_any=int(self._collected["category"][other]) if other >= 0 else None,
+                    detection_any=int(self._collected["order"][other]) if other >= 0 else -1,
                 )
             )
         return reports

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from lbvq.evaluation.annotations import GroundTruth, Masks, check_size, read_predictions
-from lbvq.evaluation.mask_file import read_mask_file
+from lbvq.evaluation.annotations import GroundTruth, read_predictions
+from lbvq.evaluation.mask_texts import Masks
 from lbvq.evaluation.overlap import TubeRuns
+from lbvq.files import rules
+from lbvq.files.mask_file import read_mask_file
 
 MAX_PER_IMAGE = 300  # predictions; the best by score are kept
 Key = tuple[str, str]  # data set and name of a sequence
@@ -23,14 +25,10 @@ class BurstTrack:
     """One object; all lists have one entry per annotated frame of the ground truth."""
 
     id: str
+    category: int  # of the first mask in the file, which stands for the whole track
     categories: list[int | None]  # None where the track has no mask
     masks: Masks
     scores: list[float]
-
-    @property
-    def category(self) -> int:
-        """Category of the first mask, which stands for the whole track."""
-        return next(each for each in self.categories if each is not None)
 
     @property
     def score(self) -> float:
@@ -50,6 +48,8 @@ class BurstSequence:
     negative: frozenset[int]  # categories known to be absent
     partly: frozenset[int]  # categories of which some objects have no annotation
     tracks: list[BurstTrack] = field(default_factory=list)
+    # Frame -> ids of its tracks; both in the order of the file, which decides between equally good matches.
+    shown: dict[int, list[str]] = field(default_factory=dict)
 
 
 def read_burst(path: str | Path, ground_truth: Mapping[Key, BurstSequence] | None = None) -> dict[Key, BurstSequence]:
@@ -115,9 +115,15 @@ def read_burst_predictions(
         masks = [mask if area else None for mask, area in zip(detection.masks, runs.areas[0], strict=True)]
         category = category_ids[detection.category_id - 1]
         categories_per_frame = [None if mask is None else category for mask in masks]
-        if any(mask is not None for mask in masks):
-            track = BurstTrack(str(detection.index), categories_per_frame, masks, [detection.score] * len(masks))
-            sequence.tracks.append(track)
+        number = str(detection.index)
+        sequence.tracks.append(
+            BurstTrack(number, category, categories_per_frame, masks, [detection.score] * len(masks))
+        )
+        for frame in range(len(masks)):
+            if masks[frame] is not None:
+                sequence.shown.setdefault(frame, []).append(number)
+    for sequence in sequences.values():
+        _keep_best(sequence)
     return sequences
 
 
@@ -128,7 +134,7 @@ def burst_categories(path: str | Path) -> dict[int, str]:
 
 
 def _read_sequence(entry: Mapping[str, Any], where: str, known: BurstSequence | None) -> BurstSequence:
-    size = known.size if known else check_size((entry.get("height"), entry.get("width")), where)
+    size = known.size if known else rules.frame_size((entry.get("height"), entry.get("width")), where)
     images = entry.get("annotated_image_paths")
     masks = entry["segmentations"]
     if not isinstance(images, list) or not isinstance(masks, list) or len(images) != len(masks):
@@ -140,8 +146,7 @@ def _read_sequence(entry: Mapping[str, Any], where: str, known: BurstSequence | 
         where,
         size,
         frames,
-        frozenset(entry.get("neg_category_ids") or ()),
-        frozenset(entry.get("not_exhaustive_category_ids") or ()),
+        *(frozenset(rules.id_list(entry, f"{kind}_category_ids", where)) for kind in ("neg", "not_exhaustive")),
     )
     tracks: dict[str, BurstTrack] = {}
     for image, objects in zip(images, masks, strict=True):
@@ -149,9 +154,15 @@ def _read_sequence(entry: Mapping[str, Any], where: str, known: BurstSequence | 
             continue
         if not isinstance(objects, Mapping):
             raise ValueError(f"{where}, frame {image}: expected an object of tracks, got {type(objects).__name__}")
-        _add_frame(tracks, _best(objects), place[str(image)], entry.get("track_category_ids") or {}, sequence)
+        frame = place[str(image)]
+        if frame in sequence.shown:
+            raise ValueError(f"{where}, frame {image}: this image occurs twice")
+        _add_frame(tracks, objects, frame, entry.get("track_category_ids") or {}, sequence)
+        sequence.shown[frame] = [str(name) for name in objects]
     sequence.tracks = list(tracks.values())
     _check_masks(sequence)
+    if known:
+        _keep_best(sequence)
     return sequence
 
 
@@ -164,12 +175,23 @@ def _check_masks(sequence: BurstSequence) -> None:
     TubeRuns([track.masks for track in sequence.tracks], sequence.size, where)
 
 
-def _best(objects: Mapping[str, Any]) -> dict[str, Any]:
-    """The best predictions of an image, in their order."""
-    if len(objects) <= MAX_PER_IMAGE:
-        return dict(objects)
-    ranked = sorted(objects, key=lambda name: -_score(objects[name]))[:MAX_PER_IMAGE]
-    return {name: objects[name] for name in objects if name in set(ranked)}
+def _keep_best(sequence: BurstSequence) -> None:
+    """Leave the best predictions of every frame, best first where some go, and the tracks that still have a mask."""
+    tracks = {track.id: track for track in sequence.tracks}
+    for frame, names in sequence.shown.items():
+        if len(names) > MAX_PER_IMAGE:
+            ranked = sorted(names, key=lambda name: -tracks[name].scores[frame])
+            for name in ranked[MAX_PER_IMAGE:]:
+                tracks[name].masks[frame] = tracks[name].categories[frame] = None
+            sequence.shown[frame] = ranked[:MAX_PER_IMAGE]
+    # As published, a track comes where it is first seen, with the category it has there.
+    seen: dict[str, int] = {}
+    for frame, names in sequence.shown.items():
+        for name in names:
+            seen.setdefault(name, frame)
+    sequence.tracks = [tracks[name] for name in seen]
+    for name, frame in seen.items():
+        tracks[name].category = tracks[name].categories[frame]
 
 
 def _score(item: Any) -> float:
@@ -195,8 +217,6 @@ def _add_frame(
         if score != score:
             raise ValueError(f"{where}: 'score' must be a number, got {item.get('score')!r}")
         length = len(sequence.frames)
-        track = tracks.setdefault(name, BurstTrack(name, [None] * length, [None] * length, [1.0] * length))
-        if track.masks[frame] is not None:
-            raise ValueError(f"{where}: this image occurs twice")
+        track = tracks.setdefault(name, BurstTrack(name, category, [None] * length, [None] * length, [1.0] * length))
         track.categories[frame], track.scores[frame] = category, score
         track.masks[frame] = json.dumps(item["rle"]).encode()

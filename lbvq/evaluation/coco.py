@@ -10,18 +10,16 @@ import contextlib
 import io
 import json
 import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from lbvq.evaluation.annotations import check_size
-from lbvq.evaluation.mask_file import MaskFile, read_mask_file
 from lbvq.evaluation.tube_ap_result import to_percent
+from lbvq.files import rules
+from lbvq.files.mask_file import MaskFile, read_mask_file
 from lbvq.masks.rle import area, to_bbox, to_rle
 
 logger = logging.getLogger(__name__)
@@ -70,74 +68,77 @@ def _read(source: Any, name: str) -> MaskFile:
         return source
     if isinstance(source, (str, Path)):
         return read_mask_file(source)
-    return MaskFile(name, source if isinstance(source, Mapping) else list(source), [], [])
+    return MaskFile.of(source if isinstance(source, Mapping) else list(source), name)
 
 
-def _image_sizes(file: MaskFile) -> dict[Any, tuple[int, int]]:
+def _image_sizes(file: MaskFile) -> dict[int, tuple[int, int]]:
     """Image id -> height, width."""
-    content = file.document
-    for key in ("images", "categories", "annotations"):
-        if not isinstance(content, Mapping) or not isinstance(content.get(key), list):
-            raise ValueError(f"{file.name}: expected annotations of images with a list '{key}'")
-    return {
-        image["id"]: check_size((image.get("height"), image.get("width")), f"{file.name}: image {image.get('id')}")
-        for image in content["images"]
-    }
+    if not isinstance(file.document, Mapping):
+        raise ValueError(f"{file.name}: expected annotations of images, got {type(file.document).__name__}")
+    sizes = {}
+    for number, image in rules.by_id(file.document, "images", "image", file.name).items():
+        sizes[number] = rules.frame_size((image.get("height"), image.get("width")), f"{file.name}: image {number}")
+    return sizes
 
 
-def _read_truth(file: MaskFile, sizes: Mapping[Any, tuple[int, int]]) -> COCO:
+def _read_truth(file: MaskFile, sizes: Mapping[int, tuple[int, int]]) -> COCO:
+    categories = rules.categories(file.document, file.name)
+    found = rules.linked(rules.entries(file.document, "annotations", file.name), sizes, categories, "image", file.name)
     annotations = []
-    for index, entry in enumerate(file.document["annotations"], start=1):
-        where = f"{file.name}: image {entry.get('image_id')}, annotation {entry.get('id')}"
-        size = sizes.get(entry.get("image_id"))
-        if size is None:
-            raise ValueError(f"{where}: there is no image with this id in the file")
-        mask = _mask(entry.get("segmentation"), file, size, where)
-        box = entry.get("bbox") or (to_bbox(mask) if mask else None)
+    for index, each in enumerate(found, start=1):
+        size = sizes[each.parent_id]
+        mask = _mask(each.entry.get("segmentation"), file, size, each.where)
+        box = each.entry.get("bbox") or (to_bbox(mask) if mask else None)
         if box is None:
-            raise ValueError(f"{where}: has neither 'segmentation' nor 'bbox'")
-        own_area = entry.get("area")
-        if own_area is None:
-            own_area = area(mask) if mask else box[2] * box[3]
+            raise ValueError(f"{each.where}: has neither 'segmentation' nor 'bbox'")
+        box = _box(box, each.where)
         # Ids count from 1 here: pycocotools takes a match with id 0 for none.
         annotations.append(
             {
                 "id": index,
-                "image_id": entry["image_id"],
-                "category_id": entry["category_id"],
-                "iscrowd": int(entry.get("iscrowd") or 0),
+                "image_id": each.parent_id,
+                "category_id": each.category_id,
+                "iscrowd": int(each.is_crowd),
                 "ignore": 0,
-                "area": own_area,
-                "bbox": _box(box, where),
+                "area": _own_area(each, mask, box),
+                "bbox": box,
                 "segmentation": mask or to_rle([], *size),
             }
         )
-    return _as_coco(file.document["images"], file.document["categories"], annotations)
+    images = [{"id": number, "height": height, "width": width} for number, (height, width) in sizes.items()]
+    names = [{"id": number, "name": str(entry.get("name", number))} for number, entry in categories.items()]
+    return _as_coco(images, names, annotations)
 
 
-def _read_detections(file: MaskFile, sizes: Mapping[Any, tuple[int, int]], truth: COCO, task: str) -> COCO:
-    detections, unknown = [], set()
+def _own_area(annotation: rules.Linked, mask: Entry | None, box: Sequence[float]) -> float:
+    """As published the area in the file decides, where it has one."""
+    if annotation.entry.get("area") is None:
+        return area(mask) if mask else box[2] * box[3]
+    return rules.finite(annotation.entry, "area", annotation.where)
+
+
+def _read_detections(file: MaskFile, sizes: Mapping[int, tuple[int, int]], truth: COCO, task: str) -> COCO:
+    detections = []
+    unknown: set[int] = set()
     for index, entry in enumerate(file.document):
-        where = f"{file.name}: detection {index} (image {entry.get('image_id')})"
-        size = sizes.get(entry.get("image_id"))
-        if size is None:
-            raise ValueError(f"{where}: the ground truth has no image with this id")
-        score = entry.get("score")
-        if not isinstance(score, (int, float, np.number)) or not math.isfinite(score):
-            raise ValueError(f"{where}: 'score' must be a finite number, got {score!r}")
-        if entry.get("category_id") not in truth.cats:
-            unknown.add(entry.get("category_id"))
-            continue
-        mask = _mask(entry.get("segmentation"), file, size, where) if task == "segm" else None
-        if task == "segm" and mask is None:
-            raise ValueError(f"{where}: has no 'segmentation'")
+        where = f"{file.name}: detection {index}"
+        head = rules.result_head(entry, sizes, "image", where, "the ground truth")
+        where = f"{where} (image {head.parent_id})"
+        mask = None
+        if task == "segm":
+            mask = _mask(entry.get("segmentation"), file, sizes[head.parent_id], where, polygons=False)
+            if mask is None:
+                raise ValueError(f"{where}: has no 'segmentation'")
         box = to_bbox(mask) if mask else _box(entry.get("bbox"), where)
+        if head.category_id not in truth.cats:
+            unknown.add(head.category_id)
+            continue
         detections.append(
             {
                 "id": index + 1,
-                "image_id": entry["image_id"],
-                "category_id": entry["category_id"],
-                "score": float(score),
+                "image_id": head.parent_id,
+                "category_id": head.category_id,
+                "score": head.score,
                 "iscrowd": 0,
                 "area": area(mask) if mask else box[2] * box[3],
                 "bbox": box,
@@ -145,22 +146,37 @@ def _read_detections(file: MaskFile, sizes: Mapping[Any, tuple[int, int]], truth
             }
         )
     if unknown:
-        logger.warning("%s: categories that the ground truth does not list were ignored: %s", file.name, unknown)
+        text = "%s: categories that the ground truth does not list were ignored: %s"
+        logger.warning(text, file.name, rules.few(sorted(unknown)))
     return _as_coco(list(truth.imgs.values()), list(truth.cats.values()), detections)
 
 
-def _mask(segmentation: Any, file: MaskFile, size: tuple[int, int], where: str) -> Entry | None:
+def _mask(
+    segmentation: Any, file: MaskFile, size: tuple[int, int], where: str, *, polygons: bool = True
+) -> Entry | None:
     """Any form of segmentation -> checked compressed mask; None for none."""
     if isinstance(segmentation, range):
         index = segmentation.start
-        segmentation = {"size": json.loads(file.sizes[index]), "counts": json.loads(file.texts[index])}
-    return to_rle(segmentation, *size, where) if segmentation else None
+        segmentation = {"size": _json(file.sizes[index], where), "counts": _json(file.texts[index], where)}
+    if segmentation is None or (isinstance(segmentation, (list, dict)) and not segmentation):
+        return None
+    if not polygons and isinstance(segmentation, (list, tuple)):
+        raise ValueError(f"{where}: polygons are no form of results; write run lengths, {{'size', 'counts'}}")
+    return to_rle(segmentation, *size, where)
+
+
+def _json(text: bytes, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: the mask is not valid JSON ({error})") from None
 
 
 def _box(box: Any, where: str) -> list[float]:
-    if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(isinstance(side, (int, float)) for side in box):
-        raise ValueError(f"{where}: 'bbox' must be [x, y, width, height], got {box!r:.60}")
-    return [float(side) for side in box]
+    sides = rules.box_xywh(box, where)
+    if min(sides[2:]) < 0:
+        raise ValueError(f"{where}: a box must not have a negative side, got {rules.shown(box)}")
+    return [float(side) for side in sides]
 
 
 def _as_coco(images: list[Entry], categories: list[Entry], annotations: list[Entry]) -> COCO:

@@ -13,9 +13,9 @@ from lbvq.engine import comm
 from lbvq.evaluation.base import DatasetEvaluator, Results
 from lbvq.evaluation.coco import score_coco
 from lbvq.evaluation.lvis import LvisScorer
-from lbvq.evaluation.mask_file import read_mask_file
 from lbvq.evaluation.result_files import ResultParts
 from lbvq.evaluation.tables import format_results
+from lbvq.files.mask_file import read_mask_file
 from lbvq.masks import rle
 from lbvq.masks.tubes import MaskTubes
 

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lbvq.evaluation.annotations import GroundTruth
-from lbvq.evaluation.mask_file import MaskFile, read_mask_file
+from lbvq.evaluation.annotations import GroundTruth, Track
+from lbvq.evaluation.overlap import TubeRuns
 from lbvq.evaluation.tube_ap import TubeAP
 from lbvq.evaluation.tube_ap_result import TubeApResult, to_percent
 from lbvq.evaluation.tube_ap_settings import TubeApSettings
+from lbvq.files.mask_file import MaskFile
 
 MAX_DETECTIONS = 300  # per image
 LVIS_SETTINGS = TubeApSettings(
@@ -21,6 +22,8 @@ LVIS_SETTINGS = TubeApSettings(
     max_detections=(None,),
     max_per_video=MAX_DETECTIONS,
     federated=True,
+    crowd_takes_many=False,
+    empty_is_absent=True,
 )
 _GROUPS = {"r": "rare", "c": "common", "f": "frequent"}  # "frequency" of a category
 
@@ -30,8 +33,9 @@ class LvisScorer:
 
     def __init__(self, ground_truth: str | Path | Mapping[str, Any] | MaskFile) -> None:
         """Read the annotation file (or take its content): images, categories and annotations of LVIS v1."""
-        file = images_as_videos(ground_truth)
-        self._ap = TubeAP(GroundTruth(file), LVIS_SETTINGS)
+        truth = GroundTruth(ground_truth, noun="image", crowd_key="ignore")  # LVIS knows no crowds
+        truth.tracks = [track for track in truth.tracks if _has_area(track, truth)]
+        self._ap = TubeAP(truth, LVIS_SETTINGS)
 
     def reset(self) -> None:
         """Forget all predictions."""
@@ -40,11 +44,10 @@ class LvisScorer:
     def update(self, predictions: str | Path | Iterable[Mapping[str, Any]], name: str = "predictions") -> LvisScorer:
         """Add predictions in COCO form [{"image_id", "category_id", "score", "segmentation"}].
 
-        All detections of an image must come in one call, best 300 of which count.
+        All detections of an image must come in one call. The best 300 of them count, and those of unknown categories
+        and empty masks are among the 300, as published.
         """
-        if not isinstance(predictions, (str, Path)):
-            predictions = list(predictions)
-        self._ap.update(results_as_videos(predictions, name), name)
+        self._ap.update(predictions, name)
         return self
 
     def state(self) -> dict[str, Any]:
@@ -74,40 +77,9 @@ class LvisScorer:
         return table | {f"AP-{name}": value for name, value in result.per_category().items()}
 
 
-def images_as_videos(source: str | Path | Mapping[str, Any] | MaskFile) -> MaskFile:
-    """Turn annotations of images (COCO form) into annotations of videos of one frame."""
-    if isinstance(source, MaskFile):
-        file = source
-    else:
-        file = read_mask_file(source) if isinstance(source, (str, Path)) else MaskFile("ground truth", source, [], [])
-    content = file.document
-    if not isinstance(content, Mapping) or not isinstance(content.get("images"), list):
-        raise ValueError(f"{file.name}: expected annotations of images, an object with a list 'images'")
-    annotations = content.get("annotations")
-    if isinstance(annotations, list):
-        annotations = [_as_track(entry) for entry in annotations]
-    videos = [{**image, "length": 1, "file_names": ()} for image in content["images"]]
-    document = {"videos": videos, "categories": content.get("categories"), "annotations": annotations}
-    return file._replace(document=document)
-
-
-def results_as_videos(source: str | Path | list[Mapping[str, Any]] | MaskFile, name: str) -> MaskFile:
-    """Turn results on images (COCO form) into results on videos of one frame."""
-    if isinstance(source, MaskFile):
-        file = source
-    else:
-        file = read_mask_file(source) if isinstance(source, (str, Path)) else MaskFile(name, source, [], [])
-    if not isinstance(file.document, list):
-        raise ValueError(f"{file.name}: results must be a list of objects, got {type(file.document).__name__}")
-    return file._replace(document=[_as_track(entry) for entry in file.document])
-
-
-def _as_track(entry: Any) -> Any:
-    if not isinstance(entry, Mapping):
-        return entry  # reported when the masks are read
-    track = {key: value for key, value in entry.items() if key not in ("image_id", "segmentation", "area")}
-    track["video_id"] = entry.get("image_id")
-    track["segmentations"] = [entry.get("segmentation")]
-    if "area" in entry:
-        track["areas"] = [entry["area"]]
-    return track
+def _has_area(track: Track, truth: GroundTruth) -> bool:
+    """Whether an annotation exists for the metric: the area in the file decides, else the mask."""
+    if track.area is not None:
+        return track.area > 0
+    where = f"{truth.name}: image {track.video_id}, annotation {track.id}"
+    return bool(TubeRuns([track.masks], truth.videos[track.video_id].size or (1, 1), lambda *_: where).areas.any())

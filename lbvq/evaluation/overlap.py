@@ -11,7 +11,7 @@ from itertools import chain, pairwise
 
 import numpy as np
 
-from lbvq.evaluation.annotations import Masks
+from lbvq.evaluation.mask_texts import Masks
 from lbvq.evaluation.runs import decode_masks
 
 _MAX_TABLES = 4  # of runs per column; masks with more runs in a column are rare

@@ -15,13 +15,17 @@ import numpy as np
 
 from lbvq.evaluation import plots
 from lbvq.evaluation.analysis import MISSED, NOTHING, Analysis, TrackReport, precision_curves
-from lbvq.evaluation.annotations import GroundTruth, Masks, Video
-from lbvq.evaluation.mask_file import MaskFile
+from lbvq.evaluation.annotations import Detection, GroundTruth, Video
+from lbvq.evaluation.mask_texts import Masks
+from lbvq.evaluation.overlap import TubeRuns
 from lbvq.evaluation.tables import format_number
 from lbvq.evaluation.tube_ap_result import to_percent
 from lbvq.evaluation.video_metrics import Scores
 from lbvq.files.images import read_image
+from lbvq.files.json_files import to_json, without_nan
+from lbvq.files.mask_file import MaskFile
 from lbvq.files.writing import atomic_path, write_text
+from lbvq.masks.rle import decode, to_rle
 from lbvq.video.draw import contact_sheet
 
 logger = logging.getLogger(__name__)
@@ -90,7 +94,7 @@ TITLES = {
 
 def _write_summary(folder: Path, scores: Scores, about: Mapping[str, Any]) -> None:
     content = {"about": about, "groups": scores.groups, "results": scores.tables}
-    write_text(folder / "summary.json", json.dumps(_without_nan(content), indent=2) + "\n")
+    write_text(folder / "summary.json", to_json(content, indent=2) + "\n")
     rows = [
         {"task": task, "metric": name, "value": value}
         for task, table in scores.tables.items()
@@ -99,20 +103,11 @@ def _write_summary(folder: Path, scores: Scores, about: Mapping[str, Any]) -> No
     _write_csv(folder / "summary.csv", rows)
 
 
-def _without_nan(content: Any) -> Any:
-    """JSON has no nan; null stands for "nothing to measure"."""
-    if isinstance(content, Mapping):
-        return {key: _without_nan(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and math.isnan(content) else content
-
-
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     with atomic_path(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]) if rows else ["empty"])
         writer.writeheader()
-        writer.writerows(_without_nan(row) for row in rows)
+        writer.writerows(without_nan(row) for row in rows)
 
 
 def _class_rows(scores: Scores, task: str, ground_truth: GroundTruth, analysis: Analysis) -> list[dict[str, Any]]:
@@ -181,7 +176,7 @@ def _write_tracks(folder: Path, analysis: Analysis) -> list[TrackReport]:
                 "folder": truth.videos[track.video_id].name,
                 "class": truth.category_name(track.category_id),
                 "crowd": int(track.is_crowd),
-                "visible_frames": sum(mask is not None for mask in track.masks),
+                "visible_frames": int(analysis.lengths[report.track]),
                 "best_iou": report.iou,
                 "its_score": report.score,
                 "best_iou_of_any_class": report.iou_any,
@@ -191,24 +186,28 @@ def _write_tracks(folder: Path, analysis: Analysis) -> list[TrackReport]:
     _write_csv(folder / "tracks.csv", rows)
 
     def badness(report: TrackReport) -> tuple[float, int]:
-        return report.iou, -sum(mask is not None for mask in truth.tracks[report.track].masks)
+        return report.iou, -int(analysis.lengths[report.track])
 
     return sorted((each for each in reports if not truth.tracks[each.track].is_crowd), key=badness)[:NUM_WORST]
 
 
 def _draw_worst(folder: Path, analysis: Analysis, worst: Sequence[TrackReport], frames: Path) -> list[str]:
-    """Draw the worst tracks in green with their best prediction in red; returns the names of the pictures."""
+    """Draw the worst tracks in green with their best prediction in red; returns the names of the pictures.
+
+    That is the best prediction of any class where it overlaps more than the best one of the right class.
+    """
     names = []
     (folder / "worst").mkdir(exist_ok=True)
     for place, report in enumerate(worst, start=1):
         track = analysis.ground_truth.tracks[report.track]
         video = analysis.ground_truth.videos[track.video_id]
-        found = analysis.detections[report.detection].masks if report.detection >= 0 else None
-        sheet = _draw_tube(video, track.masks, found, frames)
+        position = report.detection_any if report.iou_any > report.iou else report.detection
+        found = analysis.detections[position] if position >= 0 else None
+        sheet = _draw_tube(video, track.masks, None if found is None else found.masks, frames)
         if sheet is None:
             continue
         text = f"{analysis.ground_truth.category_name(track.category_id)}, video {video.id}, annotation {track.id}: "
-        text += f"best IoU {report.iou:.2f}" + (f" at score {report.score:.2f}" if found is not None else ", not found")
+        text += _how_found(report, found, track.category_id, analysis.ground_truth)
         name = f"worst/{place:02d}_video{video.id}_annotation{track.id}.jpg"
         picture = contact_sheet(sheet, columns=len(sheet), width=_SHOWN_WIDTH * len(sheet), heading=text)
         plots.save_image(folder / name, np.ascontiguousarray(picture[..., ::-1]))
@@ -218,14 +217,25 @@ def _draw_worst(folder: Path, analysis: Analysis, worst: Sequence[TrackReport], 
     return names
 
 
+def _how_found(report: TrackReport, found: Detection | None, category_id: int, truth: GroundTruth) -> str:
+    if found is None:
+        return "not found"
+    if found.category_id == category_id:
+        return f"best IoU {report.iou:.2f} at score {found.score:.2f}"
+    return f"found as {truth.category_name(found.category_id)}, IoU {report.iou_any:.2f} at score {found.score:.2f}"
+
+
 def _draw_tube(video: Video, wanted: Masks, found: Masks | None, frames: Path) -> list[np.ndarray] | None:
     """A few frames with outlines, spread over those in which the object is visible; None if a frame is missing."""
-    visible = [frame for frame, mask in enumerate(wanted) if mask is not None] or [0]
+    if video.size is None:
+        return None
+    areas = TubeRuns([wanted], video.size, lambda _, frame: f"video {video.id}, frame {frame}").areas[0]
+    visible = np.flatnonzero(areas).tolist() or [0]
     chosen = sorted({visible[index] for index in np.linspace(0, len(visible) - 1, _FRAMES_SHOWN).round().astype(int)})
     sheet = []
     for frame in chosen:
         path = frames / video.file_names[frame] if frame < len(video.file_names) else None
-        if path is None or not path.is_file() or video.size is None:
+        if path is None or not path.is_file():
             return None
         image = read_image(path)
         for masks, color in ((found, _RED), (wanted, _GREEN)):
@@ -244,8 +254,6 @@ def _draw_outline(frame: np.ndarray, mask: np.ndarray, color: tuple[int, int, in
 
 
 def _decode(text: bytes, size: tuple[int, int]) -> np.ndarray:
-    from lbvq.masks.rle import decode, to_rle  # imports torch
-
     return decode(to_rle({"size": list(size), "counts": json.loads(text)}, *size))
 
 
@@ -271,7 +279,7 @@ def _page(
     lines += ["## Classes", "", *_markdown(sorted(classes, key=_by_precision)), ""]
     lines += ["## Tracks found worst", "", "All tracks are in tracks.csv.", ""]
     if pictures:
-        lines += ["Green: ground truth; red: the best prediction of the same class.", ""]
+        lines += ["Green: ground truth; red: the best prediction, of the same class if no other is named.", ""]
         lines += [f"![{name}]({name})" for name in pictures]
     truth = analysis.ground_truth
     rows = [

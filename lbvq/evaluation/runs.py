@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lbvq.masks.rle import MAX_PIXELS
+from lbvq.masks.rle import MAX_PIXELS, to_rle
 
 _QUOTE = ord('"') - ord("0") + 256  # a quotation mark, counted as a base-32 digit in uint8
 _BACKSLASH = ord("\\") - ord("0")
@@ -91,8 +91,6 @@ def _concatenate(parts: list[FrameRuns]) -> FrameRuns:
 
 def _rewrite(texts: Sequence[bytes], sizes: np.ndarray, where: Callable[[int], str]) -> list[bytes]:
     """Read the masks one by one with the strict reader; the first broken one raises ValueError with its place."""
-    from lbvq.masks.rle import to_rle  # imports torch, which takes seconds and is needed for unusual files only
-
     rewritten = []
     for index, text in enumerate(texts):
         height, width = (int(side) for side in sizes[index])

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lbvq.evaluation.mask_file import MaskFile
+from lbvq.files.mask_file import MaskFile
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,27 @@
 """Check a results file against what evaluation servers accept, and pack it.
 
 Servers answer a wrong file with a bare failure after hours in a queue. Here every fault is named: entry, video, frame.
+The rules are those of scoring (`read_detection`), so what passes here can be scored, and those of the servers on top.
 """
 
 from __future__ import annotations
 
-import gzip
-import math
+import json
+import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from lbvq.evaluation.annotations import GroundTruth, Video, read_masks
-from lbvq.evaluation.lvis import images_as_videos, results_as_videos
-from lbvq.evaluation.mask_file import MaskFile, read_mask_file
+from lbvq.evaluation.annotations import Detection, GroundTruth, Video, read_detection
 from lbvq.evaluation.overlap import TubeRuns
+from lbvq.files.json_files import json_members, open_json
+from lbvq.files.mask_file import MaskFile, read_mask_file
 from lbvq.files.writing import atomic_path
 
 ARCHIVE_MEMBER = "results.json"
+_COUNTED = 100  # predictions of one video (or image) and class that the published metrics look at
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Server:
     images: bool = False
     null_frames: bool = True
     max_per_item: int | None = None
-    usual_per_item: int | None = None
+    usual_per_item: int | None = _COUNTED
 
 
 SERVERS = {
@@ -47,17 +48,25 @@ SERVERS = {
     "hq_ytvis": Server(null_frames=False),
     "lvvis": Server(),
     "burst": Server(),
-    "coco": Server(images=True, usual_per_item=100),
-    "lvis": Server(images=True, max_per_item=300),
+    "coco": Server(images=True),
+    "lvis": Server(images=True, max_per_item=300, usual_per_item=None),
 }
 
 
 @dataclass
 class Findings:
-    """Faults make a server refuse or misread the file; remarks do not."""
+    """What was found.
+
+    Attributes:
+        num_entries: predictions in the file.
+        faults: make a server refuse or misread the results.
+        layout: faults of the file around the results, which `pack` mends.
+        remarks: what a server accepts, but nobody is likely to want.
+    """
 
     num_entries: int = 0
     faults: list[str] = field(default_factory=list)
+    layout: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
 
@@ -69,15 +78,18 @@ def check_submission(results: str | Path, annotations: str | Path, server: str, 
         annotations: file of the data set; its annotations may be missing.
         server: one of SERVERS.
         max_faults: faults to report at most.
+
+    Raises:
+        ValueError: the annotation file is broken.
+        OSError: a file is missing or cannot be read.
     """
     rules = SERVERS[server]
+    truth = _read_items(annotations, rules)
     findings = Findings()
     path = Path(results)
-    if path.suffix == ".zip":
-        _check_archive(path, findings)
     try:
+        _check_layout(path, findings)
         file = read_mask_file(path)
-        truth = _read_items(annotations, rules)
     except ValueError as error:
         findings.faults.append(str(error))
         return findings
@@ -85,106 +97,140 @@ def check_submission(results: str | Path, annotations: str | Path, server: str, 
         findings.faults.append(f"{file.name}: results must be a list, got {type(file.document).__name__}")
         return findings
     findings.num_entries = len(file.document)
-    for fault in _entry_faults(file, truth, rules):
-        findings.faults.append(fault)
+    if not file.document:
+        findings.faults.append(f"{file.name}: there is no prediction; the servers' readers fail on an empty list")
+        return findings
+    counter = _Counter(truth, file.name)
+    for detection in _detections(file, truth, rules):
+        if isinstance(detection, Detection):
+            counter.add(detection)
+            continue
+        findings.faults.append(detection)
         if len(findings.faults) >= max_faults:
             findings.remarks.append(f"stopped after {max_faults} faults")
             return findings
-    _count_items(file, truth, rules, findings)
+    counter.report(rules, findings)
     return findings
 
 
 def _read_items(annotations: str | Path, rules: Server) -> GroundTruth:
     """Videos (or images as videos of one frame) and categories, without annotations."""
-    file = images_as_videos(read_mask_file(annotations)) if rules.images else read_mask_file(annotations)
+    file = read_mask_file(annotations)
     if not isinstance(file.document, Mapping):
         raise ValueError(f"{annotations}: expected an annotation file, got {type(file.document).__name__}")
-    return GroundTruth(file._replace(document={**file.document, "annotations": None}))
-
-
-def _check_archive(path: Path, findings: Findings) -> None:
-    """Servers want one file, results.json, at the top of the archive."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if names != [ARCHIVE_MEMBER]:
-                found = ", ".join(names[:5]) or "nothing"
-                findings.faults.append(f"{path}: an archive must hold only {ARCHIVE_MEMBER}, at the top; found {found}")
-    except zipfile.BadZipFile as error:
-        findings.faults.append(f"{path}: not a zip archive ({error})")
-    findings.remarks.append(f"archive of {path.stat().st_size / 1e6:.1f} MB")
-
-
-def _entry_faults(file: MaskFile, truth: GroundTruth, rules: Server) -> Iterator[str]:
-    """Check entry by entry; at most one fault each."""
     noun = "image" if rules.images else "video"
-    if rules.images:
-        file = results_as_videos(file, file.name)
+    return GroundTruth(file._replace(document={**file.document, "annotations": None}), noun=noun)
+
+
+def _check_layout(path: Path, findings: Findings) -> None:
+    """Servers want a zip archive with one file, results.json, at its top, in UTF-8 without a byte order mark."""
+    with open(path, "rb") as stream:
+        head = stream.read(4)
+    if path.suffix == ".zip":
+        findings.remarks.append(f"archive of {path.stat().st_size / 1e6:.1f} MB")
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+                members = json_members(archive)
+                if members:
+                    with archive.open(members[0]) as stream:
+                        head = stream.read(4)
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{path}: not a zip archive ({error})") from None
+        except (RuntimeError, NotImplementedError):  # reading the results says more
+            return
+        if names != [ARCHIVE_MEMBER]:
+            found = ", ".join(names[:5]) or "nothing"
+            findings.layout.append(f"{path}: an archive must hold only {ARCHIVE_MEMBER}, at the top; found {found}")
+    elif path.suffix != ".json":
+        findings.layout.append(f"{path}: servers want a .zip archive with {ARCHIVE_MEMBER}")
+        return
+    encoding = json.detect_encoding(head)
+    if encoding != "utf-8":
+        name = "a byte order mark" if encoding == "utf-8-sig" else encoding
+        findings.layout.append(f"{path}: the results are written with {name}; servers read UTF-8 without a mark")
+
+
+def _detections(file: MaskFile, truth: GroundTruth, rules: Server) -> Iterator[Detection | str]:
+    """Check entry by entry: the detection, or its first fault."""
     for index, entry in enumerate(file.document):
-        where = f"{file.name}: entry {index}"
-        if not isinstance(entry, Mapping):
-            yield f"{where}: expected an object, got {type(entry).__name__}"
+        where = f"{file.name}: detection {index} ({truth.noun} {{}})"
+        try:
+            detection = read_detection(entry, index, file, truth)
+            video = truth.videos[detection.video_id]
+            where = where.format(video.id)
+            fault = _number_fault(detection, truth) or _mask_fault(detection, entry, video, rules, where)
+        except ValueError as error:
+            yield str(error)
             continue
-        missing = [key for key in ("video_id", "category_id", "score", "segmentations") if key not in entry]
-        if missing:
-            yield f"{where}: lacks {', '.join(missing)}"
-            continue
-        where = f"{where} ({noun} {entry['video_id']})"
-        video = truth.videos.get(entry["video_id"]) if isinstance(entry["video_id"], int) else None
-        fault = _number_fault(entry, video, truth, noun) or _mask_fault(entry, file, video, rules, where)
-        if fault:
-            yield f"{where}: {fault}" if not fault.startswith(where) else fault
+        yield f"{where}: {fault}" if fault else detection
 
 
-def _number_fault(entry: Mapping[str, Any], video: Video | None, truth: GroundTruth, noun: str) -> str | None:
-    if video is None:
-        return f"the data set has no {noun} with this id"
-    category, score = entry["category_id"], entry["score"]
-    if isinstance(category, bool) or category not in truth.categories:
-        ids = list(truth.categories)
-        return f"category_id {category!r} is not among the {len(ids)} of the data set ({ids[0]} to {ids[-1]})"
-    if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-        return f"score must be a number, got {score!r}"
-    if not 0 <= score <= 1:
-        return f"score must be in [0, 1], got {score}"
+def _number_fault(detection: Detection, truth: GroundTruth) -> str | None:
+    if detection.category_id not in truth.categories:
+        ids = list(truth.categories) or ["none"]
+        category = f"category_id {detection.category_id}"
+        return f"{category} is not among the {len(truth.categories)} of the data set ({ids[0]} to {ids[-1]})"
+    if not 0 <= detection.score <= 1:
+        return f"score must be in [0, 1], got {detection.score}"
     return None
 
 
-def _mask_fault(entry: Mapping[str, Any], file: MaskFile, video: Video | None, rules: Server, where: str) -> str | None:
-    masks = entry["segmentations"]
-    try:
-        texts = read_masks(masks, file, video, where)
-        if video.length is not None and len(texts) != video.length:
-            return f"expected {video.length} segmentations, one per frame, got {len(texts)}"
-        if rules.images and None in texts:
-            return "has no segmentation"
-        listed = [frame for frame, text in enumerate(texts) if text is not None and text[:1] == b"["]
-        if listed:
-            return f"frame {listed[0]}: counts are a list; servers want the compressed string"
-        if not rules.null_frames and None in texts and not {"height", "width"} <= set(entry):
-            return f"frame {texts.index(None)} is null; this server wants an encoded empty mask there"
-        TubeRuns([texts], video.size or (1, 1), lambda _, frame: f"{where}, frame {frame}")
-    except ValueError as error:
-        return str(error)
+def _mask_fault(
+    detection: Detection, entry: Mapping[str, object], video: Video, rules: Server, where: str
+) -> str | None:
+    """The first fault of the masks; ValueError for one that cannot be read."""
+    texts = detection.masks
+    if video.length is not None and len(texts) != video.length:
+        return f"expected {video.length} segmentations, one per frame, got {len(texts)}"
+    listed = [frame for frame, text in enumerate(texts) if text is not None and text[:1] == b"["]
+    if listed:
+        return f"frame {listed[0]}: counts are a list; servers want the compressed string"
+    if not rules.null_frames and None in texts and not {"height", "width"} <= set(entry):
+        return f"frame {texts.index(None)} is null; this server wants an encoded empty mask there"
+    TubeRuns([texts], video.size or (1, 1), lambda _, frame: f"{where}, frame {frame}")
     return None
 
 
-def _count_items(file: MaskFile, truth: GroundTruth, rules: Server, findings: Findings) -> None:
-    noun = "image" if rules.images else "video"
-    counts = Counter(entry["image_id" if rules.images else "video_id"] for entry in file.document)
-    for limit, found in ((rules.max_per_item, findings.faults), (rules.usual_per_item, findings.remarks)):
-        above = [item for item, count in counts.items() if limit is not None and count > limit]
-        if above:
-            found.append(
-                f"{file.name}: {len(above)} {noun}s have more than {limit} predictions, the first is {above[0]}"
-            )
-    without = [item for item in truth.videos if item not in counts]
-    if without:
-        findings.remarks.append(f"{len(without)} of {len(truth.videos)} {noun}s have no prediction, first {without[0]}")
+class _Counter:
+    """Counts predictions per video and finds those that occur twice."""
+
+    def __init__(self, truth: GroundTruth, name: str) -> None:
+        self._truth = truth
+        self._name = name
+        self._per_item: Counter[int] = Counter()
+        self._first: dict[tuple[int, int, int], int] = {}  # video, class and masks -> entry
+        self._repeated: list[tuple[int, int]] = []
+
+    def add(self, detection: Detection) -> None:
+        self._per_item[detection.video_id] += 1
+        key = (detection.video_id, detection.category_id, hash(tuple(detection.masks)))
+        first = self._first.setdefault(key, detection.index)
+        if first != detection.index:
+            self._repeated.append((detection.index, first))
+
+    def report(self, rules: Server, findings: Findings) -> None:
+        noun = self._truth.noun
+        for limit, found in ((rules.max_per_item, findings.faults), (rules.usual_per_item, findings.remarks)):
+            above = [item for item, count in self._per_item.items() if limit is not None and count > limit]
+            if above:
+                text = f"{len(above)} {noun}s have more than {limit} predictions, the first is {above[0]}"
+                kept = "" if found is findings.faults else f"; at most {limit} of a {noun} and class count"
+                found.append(f"{self._name}: {text}{kept}")
+        if self._repeated:
+            index, first = self._repeated[0]
+            text = f"{len(self._repeated)} predictions have the {noun}, class and masks of an earlier one"
+            findings.remarks.append(f"{self._name}: {text}, which counts as false; the first is {index}, like {first}")
+        without = [item for item in self._truth.videos if item not in self._per_item]
+        if without:
+            total = len(self._truth.videos)
+            findings.remarks.append(f"{len(without)} of {total} {noun}s have no prediction, first {without[0]}")
 
 
 def pack(results: str | Path, archive: str | Path) -> int:
     """Write results as results.json into a new archive and return its size in bytes.
+
+    The source may have any layout that can be read; the copy is UTF-8 without a byte order mark.
 
     Raises:
         FileExistsError: the archive is there already.
@@ -192,19 +238,11 @@ def pack(results: str | Path, archive: str | Path) -> int:
     archive = Path(archive)
     if archive.exists():
         raise FileExistsError(f"{archive} exists already; remove it or choose another name")
-    source = Path(results)
-    with atomic_path(archive) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as target:
-        if source.suffix == ".json":
-            target.write(source, ARCHIVE_MEMBER)
-        else:  # an archive of another layout
-            with target.open(ARCHIVE_MEMBER, "w", force_zip64=True) as stream:
-                stream.write(_read_text(source))
+    with (
+        open_json(results) as source,
+        atomic_path(archive) as part,
+        zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as target,
+        target.open(ARCHIVE_MEMBER, "w", force_zip64=True) as stream,
+    ):
+        shutil.copyfileobj(source, stream, 1 << 20)
     return archive.stat().st_size
-
-
-def _read_text(source: Path) -> bytes:
-    if source.suffix == ".gz":
-        return gzip.decompress(source.read_bytes())
-    with zipfile.ZipFile(source) as archive:
-        name = next(name for name in archive.namelist() if name.endswith(".json"))
-        return archive.read(name)

@@ -21,11 +21,11 @@ import numpy as np
 from lbvq.evaluation.accumulate import accumulate
 from lbvq.evaluation.annotations import Detection, GroundTruth, Track, Video, read_predictions
 from lbvq.evaluation.boundary import BoundaryTubes, boundary_iou
-from lbvq.evaluation.mask_file import MaskFile
 from lbvq.evaluation.overlap import TubeRuns, tube_iou
 from lbvq.evaluation.runs import keep_freed_memory
 from lbvq.evaluation.tube_ap_result import TubeApResult
 from lbvq.evaluation.tube_ap_settings import TubeApSettings
+from lbvq.files.mask_file import MaskFile
 
 _FRAMES_AT_ONCE = 2048  # masks that are decoded together
 _BOUNDARIES_AT_ONCE = 512  # masks whose boundaries are held together
@@ -86,7 +86,8 @@ class TubeAP:
             name: of a list, for messages.
         """
         keep_freed_memory()
-        detections = read_predictions(predictions, self.ground_truth, name)
+        limit = self.settings.max_per_video
+        detections = read_predictions(predictions, self.ground_truth, name, max_per_video=limit)
         source = str(predictions) if isinstance(predictions, (str, Path)) else name
         for detection in detections:
             video = self.ground_truth.videos[detection.video_id]
@@ -197,24 +198,24 @@ class TubeAP:
             "score": np.array([detection.score for detection in detections], np.float64),
             "area": areas,
             "length": np.count_nonzero(found.areas, axis=1),
-            **self._federation(detections),
+            **self._federation(detections, found),
             "pair_detection": pairs[:, 0],
             "pair_track": track_index[pairs[:, 1]],
             "pair_iou": iou,
         }
 
-    def _federation(self, detections: list[Detection]) -> dict[str, np.ndarray]:
+    def _federation(self, detections: list[Detection], tubes: TubeRuns) -> dict[str, np.ndarray]:
         """Whether detections count, and whether they are forgiven when unmatched; see `TubeApSettings.federated`."""
+        exists = tubes.areas.any(1) if self.settings.empty_is_absent else np.ones(len(detections), bool)
         if not self.settings.federated:
-            yes, no = np.ones(len(detections), bool), np.zeros(len(detections), bool)
-            return {"counts": yes, "forgiven": no}
+            return {"counts": exists, "forgiven": np.zeros(len(detections), bool)}
         counts, forgiven = [], []
         for detection in detections:
             video = self.ground_truth.videos[detection.video_id]
             present = detection.category_id in self._categories_of[video.id]
             counts.append(present or detection.category_id in video.negative_categories)
             forgiven.append(detection.category_id in video.partly_annotated_categories)
-        return {"counts": np.array(counts, bool), "forgiven": np.array(forgiven, bool)}
+        return {"counts": exists & np.array(counts, bool), "forgiven": np.array(forgiven, bool)}
 
     def _pairs(self, detections: list[Detection], tracks: list[Track]) -> np.ndarray:
         """(P, 2) index of detection and track of one video and, unless categories do not matter, one category."""
@@ -274,10 +275,9 @@ class TubeAP:
     def compute_by_length(self, ranges: Mapping[str, tuple[float, float]]) -> TubeApResult:
         """As `compute`, with ranges of the number of frames in which an object is visible in place of area ranges."""
         collected = self.collected()
-        lengths = [sum(mask is not None for mask in track.masks) for track in self.ground_truth.tracks]
         collected["area"] = collected["length"].astype(np.float64)
         settings = replace(self.settings, area_ranges=dict(ranges))
-        return self._accumulate(settings, collected, np.array(lengths, np.float64), None)
+        return self._accumulate(settings, collected, self.track_lengths().astype(np.float64), None)
 
     def _accumulate(
         self,
@@ -313,12 +313,20 @@ class TubeAP:
         areas = [track.area for track in self.ground_truth.tracks]
         if self.settings.areas == "none":
             areas = [0.0] * len(areas)
-        for index, track in enumerate(self.ground_truth.tracks):
+        for index in range(len(areas)):
             if self.settings.areas == "masks" or areas[index] is None:
                 if index not in self._track_areas:  # in a video without a detection so far
-                    size = self.ground_truth.videos[track.video_id].size or (1, 1)
-                    name = self._name_track(index)
-                    runs = TubeRuns([track.masks], size, lambda _, frame, name=name: f"{name}, frame {frame}")
-                    self._track_areas[index] = float(runs.mean_areas()[0])
+                    self._track_areas[index] = float(self._decode_track(index).mean_areas()[0])
                 areas[index] = self._track_areas[index]
         return np.array(areas, np.float64)
+
+    def track_lengths(self) -> np.ndarray:
+        """(G,) int64 number of frames in which each track has a pixel; an encoded empty mask has none."""
+        tracks = range(len(self.ground_truth.tracks))
+        return np.array([np.count_nonzero(self._decode_track(index).areas) for index in tracks], np.int64)
+
+    def _decode_track(self, index: int) -> TubeRuns:
+        """Decode all masks of a track; ValueError names the first that is broken."""
+        track = self.ground_truth.tracks[index]
+        size, name = self.ground_truth.videos[track.video_id].size or (1, 1), self._name_track(index)
+        return TubeRuns([track.masks], size, lambda _, frame: f"{name}, frame {frame}")

@@ -28,7 +28,9 @@ class TubeApSettings:
         one_to_one: a track can be matched once.
         areas: "file" takes areas of tracks from the file where it has them, "masks" measures them, "none" counts
             everything as area 0.
-        max_per_video: limit per video over all categories, applied first; None keeps all.
+        max_per_video: limit per video over all categories, those the ground truth does not list included, applied
+            first; None keeps all.
+        empty_is_absent: detections without a pixel do not exist, as in LVIS; else they are false.
         federated: as in LVIS: a category counts in a video only if it occurs there or is listed as absent, and where
             its annotation is known to be incomplete unmatched detections are forgiven.
         different_lengths: accept detections and tracks of other lengths than their video and drop the extra frames.
@@ -48,6 +50,7 @@ class TubeApSettings:
     areas: str = "file"
     max_per_video: int | None = None
     federated: bool = False
+    empty_is_absent: bool = False
     different_lengths: bool = False
     id_zero_is_lost: bool = False
 

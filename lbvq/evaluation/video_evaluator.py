@@ -10,10 +10,10 @@ from typing import Any
 from lbvq.data.catalog import MetadataCatalog
 from lbvq.engine import comm
 from lbvq.evaluation.base import DatasetEvaluator, Results
-from lbvq.evaluation.mask_file import read_mask_file
 from lbvq.evaluation.result_files import ResultParts
 from lbvq.evaluation.tables import format_results
 from lbvq.evaluation.video_metrics import VideoScorer, read_ground_truth
+from lbvq.files.mask_file import read_mask_file
 from lbvq.masks.rle import to_rle
 from lbvq.masks.tubes import MaskTubes
 

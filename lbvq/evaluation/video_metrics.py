@@ -9,7 +9,8 @@ Published evaluators have defects. By default they are corrected; `reference=Tru
   found.
 - hq_ytvis: the boundary comes from "segmentations_refined", the mask IoU from "segmentations"; corrected: both from
   the refined masks, where the file has them.
-- lvvis: crowd tracks count as objects and may be found any number of times, so that recall can exceed 1.
+- lvvis: crowd tracks count as objects and may be found any number of times, so that recall can exceed 1; the areas of
+  the file lose their fractions.
 - burst: any number of detections may find the same track, and all areas are 0; published numbers are computed so.
 """
 
@@ -22,10 +23,10 @@ from typing import Any
 
 from lbvq.evaluation.annotations import GroundTruth
 from lbvq.evaluation.boundary import DILATION_RATIO
-from lbvq.evaluation.mask_file import MaskFile, read_mask_file
 from lbvq.evaluation.tube_ap import TubeAP
 from lbvq.evaluation.tube_ap_result import TubeApResult
 from lbvq.evaluation.tube_ap_settings import OCCLUSION_RANGES, TubeApSettings
+from lbvq.files.mask_file import MaskFile, read_mask_file
 
 # No video of YouTube-VIS 2021 has more annotated frames. The validation set of 2022 is that of 2021 and 71 longer ones.
 LONG_VIDEO_FRAMES = 36
@@ -56,7 +57,7 @@ def metric_settings(metric: str, *, reference: bool = False) -> dict[str, TubeAp
 def read_ground_truth(metric: str, source: Any, *, reference: bool = False) -> GroundTruth:
     """Read an annotation file the way a metric wants it."""
     if metric != "hq_ytvis":
-        return GroundTruth(source)
+        return GroundTruth(source, whole_areas=reference and metric == "lvvis")
     if reference:
         return GroundTruth(source, boundary_key=_REFINED)
     return GroundTruth(source, segmentations_key=_REFINED)

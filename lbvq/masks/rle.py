@@ -11,15 +11,17 @@ encoding, area and box are done here in numpy and need no C code.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import pycocotools.mask as coco_mask
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # whoever hands a tensor over has imported torch; reading files does not wait for it
+    from torch import Tensor
 
 MAX_PIXELS = 2**28  # of any image, frame or mask (16384 x 16384); a file that claims more is broken or hostile
 _MAX_DIGITS = 7  # base-32 digits of one run: 34 bits and a sign
@@ -255,11 +257,11 @@ def _as_bool(masks: np.ndarray | Tensor) -> np.ndarray | Tensor:
     """Check (N, H, W) and make it bool; numpy for the CPU, a tensor on another device."""
     if getattr(masks, "ndim", None) != 3:
         raise ValueError(f"masks must have shape (N, H, W), got {_shape_text(masks)}")
-    if isinstance(masks, Tensor):
+    if _is_tensor(masks):
         masks = masks.detach()
         if masks.device.type == "cpu":
             masks = masks.numpy()
-    if isinstance(masks, Tensor):
+    if _is_tensor(masks):
         is_float = masks.is_floating_point() or masks.is_complex()
     else:
         is_float = masks.dtype.kind not in "biu"
@@ -272,13 +274,13 @@ def _encode_chunk(masks: np.ndarray | Tensor) -> list[str]:
     """(N, H, W) bool -> N strings. Only the places where a column changes value leave the device and are sorted."""
     num_masks, height, width = masks.shape
     num_pixels = height * width
-    xp: Any = torch if isinstance(masks, Tensor) else np
+    xp: Any = sys.modules["torch"] if _is_tensor(masks) else np
     change = xp.empty_like(masks)
     change[:, 1:] = masks[:, 1:] ^ masks[:, :-1]
     change[:, 0, 1:] = masks[:, 0, 1:] ^ masks[:, -1, :-1]  # a column goes on from the end of the one before
     change[:, 0, 0] = masks[:, 0, 0]  # runs start with background
-    if isinstance(change, Tensor):
-        flat = torch.nonzero(change.reshape(-1)).squeeze(1).cpu().numpy()
+    if _is_tensor(change):
+        flat = xp.nonzero(change.reshape(-1)).squeeze(1).cpu().numpy()
     else:
         flat = np.flatnonzero(change)
     index, pixel = np.divmod(flat, num_pixels)
@@ -341,6 +343,10 @@ def _paint(runs: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _error(where: str, reason: str) -> ValueError:
     return ValueError(f"{where}: {reason}" if where else reason)
+
+
+def _is_tensor(value: Any) -> TypeGuard[Tensor]:
+    return "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)
 
 
 def _is_integer(value: Any) -> bool:

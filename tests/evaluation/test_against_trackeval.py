@@ -10,6 +10,8 @@ import contextlib
 import gzip
 import io
 import json
+from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -18,11 +20,12 @@ from make_vis_eval_case import build_golden
 
 from lbvq.evaluation.burst import score_burst
 from lbvq.evaluation.tube_ap import TubeAP
+from lbvq.masks import rle
 
 trackeval = pytest.importorskip("trackeval")
 
 LABELS = {"all": "all", "area_s": "small", "area_m": "medium", "area_l": "large"}
-QUIET = {"PRINT_CONFIG": False}
+QUIET = MappingProxyType({"PRINT_CONFIG": False})  # not a dict: the package adds its defaults to one it is given
 
 
 def evaluate_with_trackeval(dataset_class, folder, metrics, **config):
@@ -80,7 +83,7 @@ def test_burst_numbers_are_equal(tmp_path):
         (tmp_path / place).mkdir(parents=True)
         content = gzip.decompress((GOLDEN / "eval" / f"{name}.json.gz").read_bytes())
         (tmp_path / place / f"{name}.json").write_bytes(content)
-    metrics = [trackeval.metrics.HOTA(QUIET), trackeval.metrics.TrackMAP(QUIET)]
+    metrics = [trackeval.metrics.HOTA({**QUIET}), trackeval.metrics.TrackMAP({**QUIET})]
     theirs = evaluate_with_trackeval(trackeval.datasets.BURST, tmp_path, metrics)
     truth, predictions = (tmp_path / place for place in ("gt/burst_all_classes.json", "tr/x/data"))
     ours = score_burst(truth, predictions / "burst_predictions_burst.json", reference=True)["per_class"]
@@ -88,3 +91,132 @@ def test_burst_numbers_are_equal(tmp_path):
         for metric in ("HOTA", "DetA", "AssA", "DetRe", "DetPr", "OWTA"):
             assert table[metric] == pytest.approx(100 * theirs[name]["HOTA"][metric].mean(), abs=1e-10)
         assert table["AP"] == pytest.approx(100 * theirs[name]["TrackMAP"]["AP_all"].mean(), abs=1e-10)
+
+
+def burst_files(folder, truth, predictions):
+    for place, content in (("gt", truth), ("tr/x/data", predictions)):
+        (folder / place).mkdir(parents=True)
+        (folder / place / "file.json").write_text(json.dumps(content))
+    return folder / "gt/file.json", folder / "tr/x/data/file.json"
+
+
+def assert_burst_is_equal(folder, truth, predictions):
+    files = burst_files(folder, truth, predictions)
+    metrics = [trackeval.metrics.HOTA({**QUIET}), trackeval.metrics.TrackMAP({**QUIET})]
+    theirs = evaluate_with_trackeval(trackeval.datasets.BURST, folder, metrics)
+    ours = score_burst(*files, reference=True)["per_class"]
+    assert set(ours) == {name for name in theirs if not name.startswith("cls_comb")}
+    for name, table in ours.items():
+        for metric in ("HOTA", "DetA", "AssA", "DetRe", "DetPr", "OWTA"):
+            expected = 100 * theirs[name]["HOTA"][metric].mean()
+            assert table[metric] == pytest.approx(expected, abs=1e-10), (name, metric)
+        expected = 100 * theirs[name]["TrackMAP"]["AP_all"].mean()
+        assert table["AP"] == pytest.approx(max(0, expected), abs=1e-10), (name, "AP")
+
+
+def sequence(number, num_frames, categories, tracks, **lists):
+    """One sequence of 10 x 10 pixels; `tracks` are {id: {frame: (mask, more)}}."""
+    frames = [{} for _ in range(num_frames)]
+    for track, masks in tracks.items():
+        for frame, (mask, more) in masks.items():
+            frames[frame][track] = {"rle": rle.encode(mask)["counts"], **more}
+    paths = [f"frame{10 * t:04d}.jpg" for t in range(num_frames)]
+    entry = {"id": number, "seq_name": f"s{number}", "dataset": "d", "width": 10, "height": 10}
+    entry |= {"annotated_image_paths": paths, "segmentations": frames, "track_category_ids": categories}
+    return {**entry, "neg_category_ids": [], "not_exhaustive_category_ids": [], **lists}
+
+
+def document(*sequences):
+    table = Path(trackeval.__file__).parent / "datasets/burst_helpers/tao_categories.json"
+    names = [{"id": each["id"], "name": each["name"]} for each in json.loads(table.read_text())]
+    return {"split": "val", "sequences": list(sequences), "categories": names}
+
+
+# 347 cup, into which 720 mug is merged although it is a distractor; 529, a distractor into which 967 is merged
+BURST_CATEGORIES = (4, 13, 347, 720, 529, 967)
+
+
+def shapes(rng):
+    """A few rectangles that overlap by exactly 0.8, 0.85 and so on, so that many matches are equally good."""
+    mask = np.zeros((10, 10), bool)
+    mask[: rng.choice([2, 4]), : rng.choice([5, 8, 10])] = True
+    mask.ravel()[: rng.choice([0, 0, 17, 19, 20])] = True
+    return mask
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_burst_numbers_of_random_sequences_with_many_ties_are_equal(seed, tmp_path):
+    rng = np.random.RandomState(seed)
+    sides = ([], [])
+    for number in (1, 2, 3):
+        lists = {
+            key: [int(each) for each in rng.choice(BURST_CATEGORIES, 2)]
+            for key in ("neg_category_ids", "not_exhaustive_category_ids")
+        }
+        for side, num_tracks in zip(sides, (4, 9), strict=True):
+            order = [str(each) for each in 1 + rng.permutation(num_tracks)]
+            categories = {each: int(rng.choice(BURST_CATEGORIES)) for each in order}
+            tracks = {}
+            for each in order:
+                shown = [t for t in range(4) if rng.rand() < 0.7]
+                more = {"score": float(rng.choice([0.5, 0.9]))} if side is sides[1] else {}
+                tracks[each] = {t: (shapes(rng), more) for t in shown}
+            side.append(sequence(number, 4, categories, tracks, **lists))
+            for frame in side[-1]["segmentations"]:  # an order of its own in every frame
+                items = list(frame.items())
+                frame.clear()
+                frame.update(items[each] for each in rng.permutation(len(items)))
+    assert_burst_is_equal(tmp_path, document(*sides[0]), document(*sides[1]))
+
+
+def test_burst_keeps_the_best_300_predictions_of_a_frame_best_first(tmp_path):
+    whole, part = np.ones((10, 10), bool), np.tri(10, dtype=bool)
+    truth = sequence(1, 1, {"1": 4, "2": 4}, {"1": {0: (whole, {})}, "2": {0: (part, {})}})
+    scores = [0.5] * 150 + [0.9] * 200
+    tracks = {str(1 + k): {0: (whole if k % 3 else part, {"score": score})} for k, score in enumerate(scores)}
+    predictions = sequence(1, 1, dict.fromkeys(tracks, 4), tracks)
+    assert_burst_is_equal(tmp_path, document(truth), document(predictions))
+    listed = [
+        {"video_id": 1, "category_id": 1, "score": each[0][1]["score"]}
+        | {"segmentations": [{"size": [10, 10], "counts": rle.encode(each[0][0])["counts"]}]}
+        for each in tracks.values()
+    ]
+    (tmp_path / "listed.json").write_text(json.dumps(listed))
+    small = {**document(truth), "categories": [{"id": 4, "name": "airplane"}]}
+    (tmp_path / "truth.json").write_text(json.dumps(small))
+    own = score_burst(tmp_path / "truth.json", tmp_path / "tr/x/data/file.json")["per_class"]
+    assert score_burst(tmp_path / "truth.json", tmp_path / "listed.json")["per_class"] == own
+
+
+@pytest.mark.parametrize("pixels, found_by_theirs", [(80, 7), (85, 7), (90, 8), (95, 9)])
+def test_overlaps_of_exactly_a_threshold_count_unless_the_published_sums_are_wanted(pixels, found_by_theirs, tmp_path):
+    """IoU 0.85 reaches 8 of 10 thresholds, but the published 0.85 is a little larger."""
+    mask = np.zeros(100, bool)
+    mask[:pixels] = True
+    truth = sequence(1, 1, {"1": 4}, {"1": {0: (np.ones((10, 10), bool), {})}})
+    predictions = sequence(1, 1, {"1": 4}, {"1": {0: (mask.reshape(10, 10), {})}})
+    files = burst_files(tmp_path, document(truth), document(predictions))
+    assert score_burst(*files)["AP"]["all"] == pytest.approx(2 * pixels - 90)
+    assert score_burst(*files, reference=True)["AP"]["all"] == pytest.approx(10 * found_by_theirs)
+
+
+def test_a_category_that_is_merged_into_a_distractor_is_no_class(tmp_path):
+    mask = np.ones((10, 10), bool)
+    one = sequence(1, 1, {"1": 967, "2": 4}, {"1": {0: (mask, {})}, "2": {0: (mask, {})}})
+    for reference in (False, True):
+        (tmp_path / f"{reference}").mkdir()
+        scores = score_burst(*burst_files(tmp_path / f"{reference}", document(one), document(one)), reference=reference)
+        assert list(scores["per_class"]) == ["airplane"] and scores["AP"]["uncommon"] != scores["AP"]["uncommon"]
+
+
+def test_where_some_of_300_go_the_best_come_first(tmp_path):
+    """Two tracks of one mean score: the file lists the wrong one first, but in a full frame the right one leads."""
+    right, wrong = np.ones((10, 10), bool), np.eye(10, dtype=bool)
+    truth = sequence(1, 2, {"1": 4}, {"1": {0: (right, {}), 1: (right, {})}})
+    tracks = {"1": {0: (wrong, {"score": 0.25}), 1: (wrong, {"score": 0.75})}}
+    tracks |= {"2": {0: (right, {"score": 0.75}), 1: (right, {"score": 0.25})}}
+    tracks |= {str(number): {0: (wrong, {"score": 0.125})} for number in range(3, 310)}
+    predictions = sequence(1, 2, {**dict.fromkeys(tracks, 13), "1": 4, "2": 4}, tracks)
+    assert_burst_is_equal(tmp_path, document(truth), document(predictions))
+    scores = score_burst(tmp_path / "gt/file.json", tmp_path / "tr/x/data/file.json")
+    assert scores["per_class"]["airplane"]["AP"] == pytest.approx(100)

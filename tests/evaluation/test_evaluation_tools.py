@@ -16,9 +16,9 @@ from lbvq.data.categories import category_table
 from lbvq.evaluation import report
 from lbvq.evaluation.analysis import MISSED, NOTHING, Analysis
 from lbvq.evaluation.annotations import GroundTruth
-from lbvq.evaluation.mask_file import MaskFile
 from lbvq.evaluation.tube_ap_settings import TubeApSettings
 from lbvq.evaluation.video_metrics import VideoScorer
+from lbvq.files.mask_file import MaskFile
 from lbvq.masks import rle
 
 

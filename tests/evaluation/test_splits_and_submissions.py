@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
+import tempfile
 import zipfile
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import run_tool, write_evaluation_case
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lbvq.evaluation.mask_file import read_mask_file, write_mask_file
+from lbvq.evaluation.coco import score_coco
+from lbvq.evaluation.lvis import LvisScorer
 from lbvq.evaluation.splits import part_of, split_videos
 from lbvq.evaluation.submission import SERVERS, check_submission
+from lbvq.evaluation.video_metrics import VideoScorer
+from lbvq.files.mask_file import read_mask_file, write_mask_file
 from lbvq.masks import rle
 
 
@@ -114,23 +123,29 @@ def test_a_data_set_without_annotations_is_enough_to_check(case, tmp_path):
 
 
 FAULTS = [
-    ({"video_id": 1}, r"entry 1 \(video 1\): the data set has no video with this id"),
+    ({"video_id": 1}, r"r\.json: detection 1 \(video 1\): .*gt\.json has no video with this id"),
+    ({"video_id": ...}, "detection 1: 'video_id' must be an integer, got nothing"),
+    ({"video_id": [2]}, r"detection 1: 'video_id' must be an integer, got \[2\]"),
     ({"category_id": 3}, r"category_id 3 is not among the 5 of the data set \(1 to 9\)"),
     ({"category_id": 0}, "category_id 0 is not among"),
+    ({"category_id": 1.0}, "'category_id' must be an integer, got 1.0"),
+    ({"category_id": [1]}, r"'category_id' must be an integer, got \[1\]"),
+    ({"category_id": True}, "'category_id' must be an integer, got True"),
     ({"score": 1.5}, r"score must be in \[0, 1\], got 1.5"),
-    ({"score": "1"}, "score must be a number"),
+    ({"score": "1"}, "'score' must be a finite number, got '1'"),
+    ({"score": 10**400}, "'score' must be a finite number, got a number of 401 digits"),
     ({"segmentations": []}, "expected .* segmentations, one per frame, got 0"),
     ({"segmentations": None}, "'segmentations' must be a list"),
-    ({"score": ...}, "entry 1: lacks score"),
+    ({"segmentations": [[[1, 1, 8, 1, 8, 8]]]}, "frame 0: polygons are no form of results"),
+    ({"score": ...}, r"detection 1 \(video \d+\): 'score' must be a finite number, got None"),
+    ([], r"detection 1 must be a JSON object, got \[\]"),
 ]
 
 
-@pytest.mark.parametrize("change, message", FAULTS, ids=[str(change) for change, _ in FAULTS])
+@pytest.mark.parametrize("change, message", FAULTS, ids=[f"{change!s:.40}" for change, _ in FAULTS])
 def test_faults_are_named_and_nothing_is_packed(change, message, case, tmp_path, capsys):
     results = json.loads((case / "dt.json").read_text())[:3]
-    results[1] |= change
-    if ... in change.values():
-        del results[1]["score"]
+    results[1] = {key: each for key, each in (results[1] | change).items() if each is not ...} if change else change
     (tmp_path / "r.json").write_text(json.dumps(results))
     options = ("--gt", case / "gt.json", "--server", "ytvis", "--zip", tmp_path / "s.zip")
     assert run_tool("check_submission", tmp_path / "r.json", *options) == 1
@@ -172,12 +187,122 @@ def test_null_frames_are_a_fault_only_where_the_server_fails_on_them(case, tmp_p
 
 
 def test_archives_of_another_layout_are_faults_and_can_be_packed_anew(case, tmp_path):
+    text = (case / "dt.json").read_bytes()
     with zipfile.ZipFile(tmp_path / "deep.zip", "w") as archive:
-        archive.write(case / "dt.json", "folder/results.json")
-    (fault,) = check_submission(tmp_path / "deep.zip", case / "gt.json", "ytvis").faults
-    assert "must hold only results.json, at the top; found folder/results.json" in fault
+        archive.writestr("folder/results.json", text)
+        archive.writestr("__MACOSX/folder/._results.json", b"\0\5\x16\7")
+    (tmp_path / "mark.json").write_bytes(b"\xef\xbb\xbf" + text)
+    (tmp_path / "wide.json").write_text(text.decode(), encoding="utf-16")
+    (tmp_path / "packed.json.gz").write_bytes(gzip.compress(text))
+    faults = {
+        "deep.zip": "must hold only results.json, at the top; found folder/results.json, __MACOSX",
+        "mark.json": "written with a byte order mark; servers read UTF-8",
+        "wide.json": "written with utf-16; servers read UTF-8",
+        "packed.json.gz": "servers want a .zip archive with results.json",
+    }
+    wanted = VideoScorer("ytvis", case / "gt.json").update(case / "dt.json").compute().tables["segm"]["AP"]
+    for name, fault in faults.items():
+        findings = check_submission(tmp_path / name, case / "gt.json", "ytvis")
+        assert (findings.num_entries, findings.faults) == (364, []) and fault in findings.layout[0]
+        options = ("--gt", case / "gt.json", "--server", "ytvis")
+        assert run_tool("check_submission", tmp_path / name, *options) == 1
+        archive = tmp_path / f"{name}.mended.zip"
+        assert run_tool("check_submission", tmp_path / name, *options, "--zip", archive) == 0
+        with zipfile.ZipFile(archive) as content:
+            assert content.namelist() == ["results.json"] and content.read("results.json") == text
+        for path in (tmp_path / name, archive):
+            assert VideoScorer("ytvis", case / "gt.json").update(path).compute().tables["segm"]["AP"] == wanted
     shutil.copy(case / "dt.json", tmp_path / "broken.zip")
     assert "not a zip archive" in check_submission(tmp_path / "broken.zip", case / "gt.json", "ytvis").faults[0]
+
+
+@pytest.mark.parametrize("server", sorted(SERVERS))
+def test_an_empty_list_is_a_fault_since_the_servers_readers_fail_on_it(server, tmp_path, capsys):
+    items = [{"id": 1, "height": 10, "width": 10, "length": 1}]
+    truth = {"videos": items, "images": items, "categories": [{"id": 1, "name": "a"}]}
+    (tmp_path / "gt.json").write_text(json.dumps(truth))
+    (tmp_path / "r.json").write_text("[]")
+    options = ("--gt", tmp_path / "gt.json", "--server", server, "--zip", tmp_path / "s.zip")
+    assert run_tool("check_submission", tmp_path / "r.json", *options) == 1
+    assert "there is no prediction" in capsys.readouterr().out and not (tmp_path / "s.zip").exists()
+
+
+def test_repeated_predictions_and_more_than_are_counted_are_remarked(case):
+    results = json.loads((case / "dt.json").read_text())
+    findings = check_submission(case / "dt.json", case / "gt.json", "ytvis")
+    counts = Counter(entry["video_id"] for entry in results)
+    many = [video for video, count in counts.items() if count > 100]
+    assert len(many) == 1 and f"1 videos have more than 100 predictions, the first is {many[0]}" in str(
+        findings.remarks
+    )
+    seen, repeated = {}, []
+    for index, entry in enumerate(results):
+        key = json.dumps([entry["video_id"], entry["category_id"], entry["segmentations"]])
+        if seen.setdefault(key, index) != index:
+            repeated.append((index, seen[key]))
+    text = f"{len(repeated)} predictions have the video, class and masks of an earlier one"
+    assert repeated and f"{text}, which counts as false; the first is {repeated[0][0]}, like {repeated[0][1]}" in str(
+        findings.remarks
+    )
+
+
+def test_an_annotation_file_that_is_broken_is_an_error_and_no_fault_of_the_results(case, tmp_path, capsys):
+    (tmp_path / "gt.json").write_text('{"videos": 7}')
+    options = ("--gt", tmp_path / "gt.json", "--server", "ytvis")
+    assert run_tool("check_submission", case / "dt.json", *options) == 2
+    assert "gt.json must have a list 'videos', got int" in capsys.readouterr().err
+
+
+VALUES = st.one_of(
+    *(st.none(), st.booleans(), st.integers(-3, 12), st.sampled_from([10**30, 10**400, 0.5, 2.0, 1e300, -1.5])),
+    *(st.text(max_size=3), st.lists(st.integers(0, 9), max_size=3), st.just({}), st.just([[0, 0, 3, 0, 3, 3]])),
+    *(st.just({"size": [4, 4], "counts": "04d0"}), st.just({"size": [4, 4], "counts": [0, 16]})),
+)
+KEYS = ("video_id", "image_id", "category_id", "score", "segmentations", "segmentation")
+PATHS = st.sampled_from(
+    [
+        *((), *((key,) for key in KEYS), ("segmentation", "counts")),
+        *(("segmentations", 0), ("segmentations", 0, "size"), ("segmentations", 0, "counts")),
+    ]
+)
+
+
+@given(st.lists(st.tuples(PATHS, VALUES), max_size=2), st.sampled_from(sorted(SERVERS)))
+@settings(max_examples=120, deadline=None)
+def test_what_passes_the_check_can_be_scored(changes, server):
+    """And every refusal is a ValueError that names the file."""
+    items = [{"id": 1, "height": 4, "width": 4, "length": 1}]
+    truth = {"videos": items, "images": items, "annotations": []}
+    truth["categories"] = [{"id": 1, "name": "a", "frequency": "r", "partition": 0}]
+    mask = rle.encode(np.eye(4, dtype=bool))
+    entry = {"video_id": 1, "image_id": 1, "category_id": 1, "score": 0.5, "segmentation": mask}
+    entry["segmentations"] = [mask]
+    content = json.loads(json.dumps([entry]))
+    for path, value in changes:
+        target, key = content, 0
+        for step in path:
+            target, key = target[key], step
+            if not isinstance(target, (dict, list)) or (key == 0 and not target):
+                break
+        else:
+            if isinstance(target, dict) or key == 0:
+                target[key] = value
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "gt.json").write_text(json.dumps(truth))
+        results = Path(folder) / "r.json"
+        results.write_text(json.dumps(content))
+        findings = check_submission(results, Path(folder) / "gt.json", server)
+        try:
+            if server == "coco":
+                score_coco(Path(folder) / "gt.json", results, ["segm"])
+            elif server == "lvis":
+                LvisScorer(Path(folder) / "gt.json").update(results)
+            else:
+                VideoScorer(server, Path(folder) / "gt.json").update(results)
+        except ValueError as error:
+            assert findings.faults and str(results) in str(error)
+        for fault in findings.faults:
+            assert str(results) in fault
 
 
 def test_image_servers_check_images_and_how_many_predictions_they_have(tmp_path):
@@ -185,14 +310,14 @@ def test_image_servers_check_images_and_how_many_predictions_they_have(tmp_path)
     truth = {"images": images, "categories": [{"id": 1, "name": "x"}]}
     (tmp_path / "gt.json").write_text(json.dumps(truth))
     entry = {"image_id": 1, "category_id": 1, "score": 0.5, "segmentation": rle.encode(np.eye(4, dtype=bool))}
-    for count, server, faults, remarks in ((301, "lvis", 1, 1), (300, "lvis", 0, 1), (101, "coco", 0, 2)):
+    for count, server, faults, remarks in ((301, "lvis", 1, 2), (300, "lvis", 0, 2), (101, "coco", 0, 3)):
         (tmp_path / "r.json").write_text(json.dumps([entry] * count))
         findings = check_submission(tmp_path / "r.json", tmp_path / "gt.json", server)
         assert (len(findings.faults), len(findings.remarks)) == (faults, remarks)
     (tmp_path / "r.json").write_text(json.dumps([{**entry, "image_id": 3}, {**entry, "segmentation": None}]))
     faults = check_submission(tmp_path / "r.json", tmp_path / "gt.json", "coco").faults
-    assert "entry 0 (image 3): the data set has no image with this id" in faults[0]
-    assert "has no segmentation" in faults[1]
+    assert "detection 0 (image 3): " in faults[0] and "gt.json has no image with this id" in faults[0]
+    assert "has no 'segmentation'" in faults[1]
 
 
 def test_every_video_metric_and_image_metric_has_a_server():

@@ -1,0 +1,83 @@
+"""The fast decoder of masks against the strict reader: the same pixels, and the same refusals."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lbvq.evaluation.runs import decode_masks
+from lbvq.masks import rle
+
+
+def decode(texts, size):
+    sizes = np.array([size] * len(texts)).reshape(-1, 2)
+    return decode_masks(texts, sizes, np.zeros(len(texts), np.int64), lambda index: f"mask {index}")
+
+
+def painted(runs, index, size):
+    flat = np.zeros(size[0] * size[1], bool)
+    for row in range(runs.first[index], runs.first[index + 1]):
+        flat[runs.start[row] : runs.end[row]] = True
+    return flat.reshape(size[1], size[0]).T
+
+
+@given(st.lists(st.text(alphabet=[chr(code) for code in range(48, 112)], max_size=12), min_size=1, max_size=4))
+@settings(max_examples=150, deadline=None)
+def test_any_string_is_decoded_like_the_strict_reader_or_refused_like_it(counts):
+    size = (5, 7)
+    texts = [json.dumps(each).encode() for each in counts]
+    expected = []
+    for each in counts:
+        try:
+            expected.append(rle.decode(rle.to_rle({"size": list(size), "counts": each}, *size)))
+        except ValueError:
+            expected.append(None)
+    if any(mask is None for mask in expected):
+        with pytest.raises(ValueError, match="mask"):
+            decode(texts, size)
+    else:
+        runs = decode(texts, size)
+        for index, mask in enumerate(expected):
+            np.testing.assert_array_equal(painted(runs, index, size), mask)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=12), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_any_list_of_runs_that_fills_the_frame_is_decoded(runs, as_string):
+    total = sum(runs)
+    if total == 0:
+        runs, total = [*runs, 6], 6
+    size = (total, 1)
+    content = rle.to_rle({"size": list(size), "counts": runs}, *size)["counts"] if as_string else runs
+    decoded = decode([json.dumps(content).encode()] * 2, size)
+    expected = np.repeat(np.arange(len(runs)) % 2 == 1, runs)[:, None]
+    for index in range(2):
+        np.testing.assert_array_equal(painted(decoded, index, size), expected)
+    assert decoded.areas.tolist() == [int(expected.sum())] * 2
+
+
+@given(st.integers(0, 2**31 - 1), st.sampled_from([(1, 1), (3, 200), (300, 2), (64, 64), (719, 1281)]))
+@settings(max_examples=10, deadline=None)
+def test_decoding_inverts_encoding_for_frames_of_any_size(seed, size):
+    rng = np.random.RandomState(seed)
+    masks = [rng.rand(*size) < p for p in (0, 1, 0.001, 0.5)]
+    masks.append(
+        np.repeat(np.repeat(rng.rand(4, 4) < 0.5, -(-size[0] // 4), 0), -(-size[1] // 4), 1)[: size[0], : size[1]]
+    )
+    decoded = decode([json.dumps(rle.encode(mask)["counts"]).encode() for mask in masks], size)
+    for index, mask in enumerate(masks):
+        np.testing.assert_array_equal(painted(decoded, index, size), mask)
+
+
+def test_tubes_longer_than_32_bits_are_decoded_with_64():
+    """30 frames of 2**27 pixels; positions go up to 2**32."""
+    size, frames = (2**14, 2**13), 33
+    texts = [json.dumps([2**27 - 1, 1]).encode()] * frames
+    offsets = np.arange(frames) * 2**27
+    runs = decode_masks(texts, np.array([size] * frames), offsets, str)
+    np.testing.assert_array_equal(runs.end, offsets + 2**27)
+    assert runs.areas.tolist() == [1] * frames
