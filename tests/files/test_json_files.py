@@ -20,9 +20,8 @@ from lbvq.files.json_files import read_json, to_json
 from lbvq.files.mask_file import MaskFile, read_mask_file, write_mask_file
 
 CONTENT = {"a": [1, None, {"size": [2, 2], "counts": "13"}], "é": "ü\n"}
-READERS = pytest.mark.parametrize(
-    "read", [read_json, lambda path: read_mask_file(path).document], ids=["json", "masks"]
-)
+READ = [read_json, lambda path: read_mask_file(path).document]
+READERS = pytest.mark.parametrize("read", READ, ids=["json", "masks"])
 
 
 def zipped(path, *members):
