@@ -17,8 +17,9 @@ $(STAMP): requirements.lock pyproject.toml
 	touch $(STAMP)
 
 # Trains a small LBVQ on synthetic videos on the CPU and evaluates it; everything goes to ./quickstart.
+# PRETRAINED=1 trains a small MinVIS from ImageNet weights instead, in ./quickstart_pretrained.
 quickstart: setup
-	$(BIN)/python tools/quickstart.py
+	$(BIN)/python tools/quickstart.py $(if $(PRETRAINED),--config-file configs/synthetic/minvis_lite0.yaml --folder quickstart_pretrained)
 
 test: setup lint
 	$(BIN)/python -m pytest

@@ -13,6 +13,13 @@ Shape = tuple[int, ...]
 
 _TORCHVISION_RESNET = ("conv1.weight", "bn1.weight", "layer1.0.conv1.weight", "layer4.0.conv1.weight")
 _OUR_RESNET = "stem.conv1.weight"
+_LITE0_ENDS = {  # what stands before and behind the blocks, theirs to timm's
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
 _LITE0_STAGES = (0, 1, 3, 5, 8, 11, 15)  # numbers of the first blocks of the seven stages
 
 
@@ -55,14 +62,8 @@ def efficientnet_lite0_to_timm(name: str) -> str:
     """Rename one tensor of the package efficientnet_pytorch: "_blocks.3._bn0.bias" -> "blocks.2.0.bn1.bias"."""
     block = re.match(r"_blocks\.(\d+)\.(.*)", name)
     if not block:
-        for theirs, ours in (
-            ("_conv_stem", "conv_stem"),
-            ("_bn0", "bn1"),
-            ("_conv_head", "conv_head"),
-            ("_bn1", "bn2"),
-        ):
-            name = re.sub(rf"^{theirs}\.", f"{ours}.", name)
-        return re.sub(r"^_fc\.", "classifier.", name)
+        part, _, leaf = name.partition(".")
+        return f"{_LITE0_ENDS.get(part, part)}.{leaf}"
     number, rest = int(block[1]), block[2]
     stage = next(stage for stage, start in reversed(list(enumerate(_LITE0_STAGES))) if number >= start)
     # the first block does not widen its input, and timm counts what is there
