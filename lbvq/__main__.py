@@ -1,4 +1,4 @@
-"""Command line: `python -m lbvq {predict,list,info}`, installed as `lbvq`. Training is `python train_net.py`."""
+"""Command line: `python -m lbvq COMMAND`, installed as `lbvq`. Training is `python train_net.py`."""
 
 from __future__ import annotations
 
@@ -53,6 +53,14 @@ def list_models(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> in
     return 0
 
 
+def download(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
+    """Fetch the weights of published models."""
+    from lbvq.cli.download import add_arguments, run  # imported here: the other commands need no network
+
+    add_arguments(parser)
+    return run(parser.parse_args(arguments))
+
+
 def info(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
     """Print versions and devices, for bug reports."""
     from lbvq.engine.environment import environment_report
@@ -62,7 +70,7 @@ def info(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS = {"predict": predict, "list": list_models, "info": info}
+COMMANDS = {"predict": predict, "list": list_models, "download": download, "info": info}
 
 
 if __name__ == "__main__":
