@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -12,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="lbvq",
         description="Video instance segmentation: LBVQ and its peers.",
-        epilog="\n".join(f"{name:10}{command.__doc__.splitlines()[0]}" for name, command in COMMANDS.items()),
+        epilog="\n".join(f"{name:10}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=COMMANDS)
@@ -53,14 +54,6 @@ def list_models(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> in
     return 0
 
 
-def download(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
-    """Fetch the weights of published models."""
-    from lbvq.cli.download import add_arguments, run  # imported here: the other commands need no network
-
-    add_arguments(parser)
-    return run(parser.parse_args(arguments))
-
-
 def info(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
     """Print versions and devices, for bug reports."""
     from lbvq.engine.environment import environment_report
@@ -70,7 +63,24 @@ def info(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS = {"predict": predict, "list": list_models, "download": download, "info": info}
+def _module(name: str, summary: str) -> Callable[[argparse.ArgumentParser, Sequence[str]], int]:
+    """The command in `lbvq.cli.<name>`, which has `add_arguments` and `run`."""
+
+    def command(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
+        module = importlib.import_module(f"lbvq.cli.{name}")
+        module.add_arguments(parser)
+        return module.run(parser.parse_args(arguments))
+
+    command.__doc__ = summary
+    return command
+
+
+COMMANDS: dict[str, Callable[[argparse.ArgumentParser, Sequence[str]], int]] = {
+    "predict": predict,
+    "convert": _module("convert", "Turn the labels of a labelling tool into a data folder."),
+    "list": list_models,
+    "info": info,
+}
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "lbvq.inference.results": BOTTOM,
     "lbvq.config": ("mask2former.config", "mask2former.cfg"),
     "lbvq.data": ("mask2former.structures", "lbvq.engine.comm", *BOTTOM),
+    "lbvq.data.formats": ("lbvq.data", "lbvq.video", *BOTTOM),
     "lbvq.evaluation": (
         "lbvq.data.catalog",
         "lbvq.data.categories",
@@ -77,9 +78,9 @@ OPTIONAL: dict[str, str | None] = {
     "faster-coco-eval": "faster_coco_eval",
     "lvis": "lvis",
     "trackeval": "trackeval",
-    "gdown": "gdown",
     "pytest": None,
     "pytest-timeout": None,
+    "labelformat": "labelformat",
     "hypothesis": None,
     "ruff": None,
     "mypy": None,
