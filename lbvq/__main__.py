@@ -78,6 +78,7 @@ def _module(name: str, summary: str) -> Callable[[argparse.ArgumentParser, Seque
 COMMANDS: dict[str, Callable[[argparse.ArgumentParser, Sequence[str]], int]] = {
     "predict": predict,
     "convert": _module("convert", "Turn the labels of a labelling tool into a data folder."),
+    "download": _module("download", "Fetch the weights of published models."),
     "list": list_models,
     "info": info,
 }

@@ -78,6 +78,7 @@ OPTIONAL: dict[str, str | None] = {
     "faster-coco-eval": "faster_coco_eval",
     "lvis": "lvis",
     "trackeval": "trackeval",
+    "gdown": "gdown",
     "pytest": None,
     "pytest-timeout": None,
     "labelformat": "labelformat",

@@ -237,16 +237,26 @@ def _check_space(state: _Progress, start: int, total: int | None) -> None:
         )
 
 
+def check_is_no_page(part: Path, source: str) -> None:
+    """Throw away a web page that came instead of a file, such as one that asks to sign in."""
+    with open(part, "rb") as file:
+        start = file.read(64).lstrip().lower()
+    if start.startswith(_HTML):
+        part.unlink()
+        raise DownloadError(f"{source} answered with a web page instead of the file; it was thrown away.")
+
+
 def _check_content(address: str, state: _Progress) -> None:
     """Throw away what is not the file that was asked for."""
+    try:
+        check_is_no_page(state.part, address)
+    except DownloadError:
+        state.forget()
+        raise
     size = state.arrived
-    with open(state.part, "rb") as file:
-        start = file.read(64).lstrip().lower()
     digest = file_digest(state.part, state.checksum.kind) if state.checksum else ""
     problem = None
-    if start.startswith(_HTML):
-        problem = "answered with a web page instead of the file"
-    elif state.size is not None and size != state.size:
+    if state.size is not None and size != state.size:
         problem = f"sent {size} bytes, {state.size} were expected"
     elif size == 0:
         problem = "sent an empty file"

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from . import comm
 from .download import Checksum, DownloadError, download, file_digest
-from .known_weights import ADDRESSES, HUB, PACKAGED, how_to_get, licence_of
+from .known_weights import ADDRESSES, DRIVE_IDS, HUB, PACKAGED, how_to_get, licence_of
 from .torch_files import LEGACY_TORCH_START, ZIP_START, read_torch_file
 
 logger = logging.getLogger(__name__)
@@ -84,12 +84,20 @@ def find_weights(name: str | os.PathLike) -> tuple[Path, bool]:
     raise ValueError(f"{text}: known addresses begin with https:// or detectron2://; anything else is a local path.")
 
 
+def weights_folder() -> Path:
+    """Where downloads go: $VIS_WEIGHTS_DIR, or torch's own cache."""
+    folder = os.environ.get(WEIGHTS_DIR_VARIABLE)
+    return Path(folder).expanduser() if folder else Path(torch.hub.get_dir()) / "checkpoints"
+
+
 def _find_local(name: str) -> Path:
     path = Path(name).expanduser()
     candidates = [path]
     folder = os.environ.get(WEIGHTS_DIR_VARIABLE)
     if folder and not path.is_absolute():
         candidates += [Path(folder).expanduser() / path, Path(folder).expanduser() / path.name]
+    if path.name in DRIVE_IDS and not path.is_absolute():
+        candidates.append(weights_folder() / path.name)  # where `lbvq download` puts it
     for candidate in candidates:
         if candidate.is_file():
             return candidate
@@ -123,8 +131,7 @@ def _find_remote(address: str) -> Path:
     if ".." in relative.split("/") or not relative:
         raise ValueError(f"{address} does not name a file.")
     checksum = _expected_checksum(url.netloc, url.path, url.fragment)
-    folder = os.environ.get(WEIGHTS_DIR_VARIABLE)
-    cache = Path(folder).expanduser() if folder else Path(torch.hub.get_dir()) / "checkpoints"
+    cache = weights_folder()
     target = cache / url.netloc / relative
     detectron2_cache = Path(os.environ.get("FVCORE_CACHE", "~/.torch/iopath_cache")).expanduser()
     # on the Hub files of one name are of many models, so that a name alone says nothing
