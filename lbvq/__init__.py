@@ -20,9 +20,9 @@ _HOME = {  # public name: module that defines it
     "VideoPrediction": "lbvq.inference.results",
     "VideoPredictor": "lbvq.inference.predictor",
     "add_lbvq_config": "lbvq.config",
-    "build_model": "lbvq.inference.predictor",
+    "build_model": "lbvq.inference.loading",
     "get_cfg": "lbvq.config",
-    "load_model": "lbvq.inference.predictor",
+    "load_model": "lbvq.inference.loading",
     "load_weights": "lbvq.engine.checkpoint",
 }
 

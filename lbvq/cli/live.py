@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         with ExitStack() as stack:
             frames = stack.enter_context(closing(open_source(args.input)))
             keep_masks = bool(results or args.save_state or args.load_state)
-            predictor = build_predictor(args, partial(StreamPredictor, keep_masks=keep_masks))
+            predictor = build_predictor(args, partial(StreamPredictor.from_config, keep_masks=keep_masks))
             if args.load_state:
                 predictor.load_state_dict(torch.load(args.load_state, map_location="cpu", weights_only=True))
             sinks = open_sinks(args, drawn, frames.frame_rate, stack)

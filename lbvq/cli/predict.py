@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from lbvq.engine.weight_files import find_weights
 from lbvq.files.writing import write_text
-from lbvq.inference.predictor import VideoPredictor, load_config
+from lbvq.inference.loading import load_config
+from lbvq.inference.predictor import VideoPredictor
 from lbvq.inference.results import VideoPrediction
 from lbvq.inference.vocabulary import parse_classes
 from lbvq.refine import REFINERS
@@ -95,17 +96,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def build_predictor(args: argparse.Namespace, make: Callable[..., Any] = VideoPredictor) -> Any:
+def build_predictor(args: argparse.Namespace, make: Callable[..., Any] = VideoPredictor.from_config) -> Any:
     """Build the network; weights that only the YAML file names may be absent, then it stays untrained.
 
     Args:
         args: from the command line.
-        make: called as make(cfg, weights=weights), and classes=names where names are given.
+        make: called as make(cfg, weights, class names or None).
     """
     refine = getattr(args, "refine", None)
     cfg = load_config(args.config_file, [*args.opts, *(["REFINE.NAME", refine] if refine else [])])
     weights = args.weights
-    is_named = args.config_file in MODELS or "MODEL.WEIGHTS" in args.opts[::2]  # by the user, not by the file
+    # by the user, not by the file
+    is_named = args.config_file in MODELS or Path(args.config_file).is_dir() or "MODEL.WEIGHTS" in args.opts[::2]
     if weights is None and not is_named and cfg.MODEL.WEIGHTS:
         try:
             find_weights(cfg.MODEL.WEIGHTS)
@@ -113,7 +115,7 @@ def build_predictor(args: argparse.Namespace, make: Callable[..., Any] = VideoPr
             logger.warning("The weights that %s starts training from are not here: %s", args.config_file, error)
             weights = ""
     names = getattr(args, "classes", None)
-    return make(cfg, weights=weights, **({} if names is None else {"classes": parse_classes(names)}))
+    return make(cfg, weights, None if names is None else parse_classes(names))
 
 
 def group_inputs(inputs: Sequence[str]) -> list[str | list[str]]:

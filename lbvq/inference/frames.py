@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from lbvq.data.transforms import ResizeTransform, resized_shape
 from lbvq.video.reader import VideoFrames, read_video
+
+if TYPE_CHECKING:
+    from mask2former.cfg import Cfg
 
 IMAGE_FORMATS = ("RGB", "BGR")
 
@@ -63,6 +67,24 @@ class ArrayFrames(Sequence):
         return frame
 
 
+@dataclass(frozen=True)
+class Resize:
+    """How frames are made ready for a model, see `ResizedFrames`; by default as published for YouTube-VIS."""
+
+    min_size: int = 360
+    max_size: float = 1333
+    image_format: str = "RGB"
+
+    @classmethod
+    def from_config(cls, cfg: Cfg) -> Resize:
+        """That of a configuration at test time."""
+        return cls(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.FORMAT)
+
+    def __call__(self, frames: Sequence[np.ndarray], on_read: Callable[[int], None] | None = None) -> ResizedFrames:
+        """Frames (H, W, 3) uint8 RGB as the model reads them."""
+        return ResizedFrames(frames, **vars(self), on_read=on_read)
+
+
 class ResizedFrames(Sequence):
     """What a model reads as `sample["image"]`: (3, h, w) uint8 tensors, resized as at test time when indexed.
 
@@ -96,6 +118,12 @@ class ResizedFrames(Sequence):
         self.original_size = (height, width)
         self.size = (max(1, new_size[0]), max(1, new_size[1]))  # a very long, thin frame keeps one row
         self._resize = ResizeTransform(height, width, *self.size)
+
+    def sample(self) -> dict[str, Any]:
+        """The video as a model takes it; masks of the result have the size of the frames and are kept as RLE."""
+        height, width = self.original_size
+        times = {"video_len": len(self), "frame_idx": list(range(len(self)))}
+        return {"image": self, "height": height, "width": width, **times, "dense_masks": False}
 
     def __len__(self) -> int:
         return len(self._frames)

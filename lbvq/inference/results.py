@@ -154,6 +154,10 @@ class VideoPrediction:
         height, width = self.image_size
         return f"VideoPrediction(objects={len(self)}, frames={self.num_frames}, height={height}, width={width})"
 
+    def with_masks(self, masks: MaskTubes) -> VideoPrediction:
+        """The same objects with other masks (N, T, H, W)."""
+        return VideoPrediction(masks, self.scores, self.labels, self.image_size, self.names, self.ids)
+
     def keep(self, score: float) -> VideoPrediction:
         """The objects with at least this score."""
         return self[self.scores >= score]

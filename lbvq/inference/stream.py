@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lbvq.inference.frames import ArrayFrames, ResizedFrames, as_rgb
-from lbvq.inference.predictor import VideoPredictor, load_config
+from lbvq.inference.base import Predictor, short_form
+from lbvq.inference.frames import ArrayFrames, Resize, ResizedFrames, as_rgb
 from lbvq.inference.results import FramePrediction, VideoPrediction
 from lbvq.modeling.online.frame_matching import online_form
-from lbvq.modeling.online.segmenter import StepMasks, StreamState, evidence_length, join_evidence
+from lbvq.modeling.online.segmenter import OnlineSegmenter, StepMasks, StreamState, evidence_length, join_evidence
 from lbvq.modeling.postprocess import MaskStream, inside_sums, mask_quality, resize
 from lbvq.refine import refiner_name
+from mask2former.abilities import require
+from mask2former.registry import model_class
 
 if TYPE_CHECKING:
     from mask2former.cfg import Cfg
@@ -32,7 +34,7 @@ logger = logging.getLogger(__name__)
 STATE_VERSION = 1
 
 
-class StreamPredictor:
+class StreamPredictor(Predictor):
     """Runs an online model over a video that comes in frame by frame.
 
     The state of the stream is in this object, none of it in the model: several predictors may share a model, and
@@ -43,38 +45,46 @@ class StreamPredictor:
     `keep_masks=False` only by the latter.
 
     Attributes:
-        model: the network in the form in which it is run online.
-        names: names of the classes, or None when they are not known.
         num_frames: frames taken so far.
     """
 
+    model: OnlineSegmenter
+
+    @short_form
     def __init__(
         self,
-        source: Any,
-        classes: Sequence[str] | None = None,
+        model: Any,
         *,
-        weights: str | os.PathLike | None = None,
-        cfg: Cfg = None,
-        opts: Sequence[Any] = (),
+        resize: Resize | None = None,
+        names: Sequence[str] | None = None,
+        half: bool = True,
+        is_trained: bool = True,
         keep_masks: bool = True,
     ) -> None:
         """Args:
-        source, classes, weights, cfg, opts: as of `VideoPredictor`; the model must be an online one, or
-            TEST.MATCH_FRAMES be set.
+        model: a built video model, an online one or one with TEST.MATCH_FRAMES.
+        resize, names, half, is_trained: see `Predictor`.
         keep_masks: keep the masks of all tracked objects for `finish`. Any of them may be among the best in the end,
             so all are encoded in every frame, which takes time: False is faster when only `step` matters.
         """
-        source, cfg = _without_refinement(source, cfg, opts)
-        self._predictor = VideoPredictor(source, classes, weights=weights, cfg=cfg)
-        self.model = online_form(self._predictor.model)
-        self.names = self._predictor.names
+        super().__init__(online_form(model), resize=resize, names=names, half=half, is_trained=is_trained)
         self.keep_masks = keep_masks
         self.reset()
 
-    @property
-    def is_trained(self) -> bool:
-        """False when no weights were loaded; what such a network finds is noise."""
-        return self._predictor.is_trained
+    @classmethod
+    def parts(
+        cls,
+        cfg: Cfg,
+        weights: str | os.PathLike | None = None,
+        classes: Sequence[str] | None = None,
+        model: Any = None,
+    ) -> dict[str, Any]:
+        if model is None and not cfg.TEST.MATCH_FRAMES:
+            require(model_class(cfg), "video")
+            require(model_class(cfg), "online")  # known before any weight is read
+        if refiner_name(cfg):
+            logger.warning("%s is ignored: the masks of a stream are not refined.", refiner_name(cfg))
+        return super().parts(cfg, weights, classes, model)
 
     def reset(self) -> None:
         """Forget the stream and start a new one."""
@@ -97,7 +107,7 @@ class StreamPredictor:
             together: until they are complete, each answer is the model's best with the frames it has.
         """
         images = self._resized(frame)
-        with self._predictor.inference_context():
+        with self.inference_context():
             if self._state is None:
                 self._state = self.model.start_stream()
             batch = self.model.batch_images([images[0]])
@@ -125,7 +135,7 @@ class StreamPredictor:
             raise ValueError("this predictor keeps no masks; build it with keep_masks=True to call finish()")
         if self._state is None:
             raise ValueError("the stream has no frames")
-        with self._predictor.inference_context():
+        with self.inference_context():
             if evidence_length(self._pending):
                 self._complete(*self.model.advance(self._state, self._pending))
             scores, labels, rows = (part.cpu() for part in self.model.decide(self._state))
@@ -170,7 +180,7 @@ class StreamPredictor:
 
     def _resized(self, frame: Any) -> ResizedFrames:
         """The frame as a video of one frame of the network's size, checked."""
-        images = self._predictor.resized(ArrayFrames([as_rgb(frame, self.num_frames)]))
+        images = self.resize(ArrayFrames([as_rgb(frame, self.num_frames)]))
         if self._size is not None and images.original_size != self._size:
             raise ValueError(
                 f"all frames of a stream must have one size: frame {self.num_frames} is {images.original_size}, the "
@@ -216,22 +226,6 @@ class StreamPredictor:
         model = getattr(self.model, "segmenter", self.model)
         count = sum(parameter.numel() for parameter in model.parameters())
         return f"{type(self.model).__name__}, {type(model).__name__} with {count} parameters"
-
-
-def _without_refinement(source: Any, cfg: Cfg, opts: Sequence[Any]) -> tuple[Any, Any]:
-    """Masks of a stream are not refined; say so if the configuration asks for it."""
-    if isinstance(source, (str, os.PathLike)):
-        source = load_config(source, opts)
-    elif opts:
-        raise ValueError("opts can be given only with the name of a configuration; change the configuration itself")
-    changed = []
-    for settings in (source, cfg):
-        if hasattr(settings, "REFINE") and refiner_name(settings):
-            logger.warning("%s is ignored: the masks of a stream are not refined.", refiner_name(settings))
-            settings = settings.clone()
-            settings.SAM, settings.REFINE.NAME = False, ""
-        changed.append(settings)
-    return tuple(changed)
 
 
 def _copied(tree: Any) -> Any:

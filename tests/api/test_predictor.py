@@ -230,9 +230,9 @@ def test_models_of_the_zoo_bring_their_weights_along():
 @pytest.mark.parametrize(
     "arguments, reason",
     [
-        (dict(source=3), "expected a configuration, a name, or a model, got int"),
-        (dict(source=RedGreenModel(), weights="a.pth"), "only with a configuration"),
-        (dict(source=RedGreenModel(), opts=["A", 1]), "only with the name of a configuration"),
+        (dict(model=3), "expected a configuration, a name, or a model, got int"),
+        (dict(model=RedGreenModel(), weights="a.pth"), "only with a configuration"),
+        (dict(model=RedGreenModel(), opts=["A", 1]), "only with the name of a configuration"),
     ],
 )
 def test_contradicting_arguments_are_refused(arguments, reason):

@@ -1,0 +1,122 @@
+"""From what a user calls a model, a name, a file or a folder, to a network that can be run."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+import lbvq.modeling  # noqa: F401  registers the methods
+from lbvq.config import CfgNode, get_cfg
+from lbvq.data.builtin import MetadataCatalog
+from lbvq.engine.checkpoint import load_weights
+from lbvq.zoo import MODELS, find_config
+from mask2former.registry import build_model
+
+if TYPE_CHECKING:
+    from mask2former.cfg import Cfg
+
+# In a folder with a `config.yaml` the first of these that exists is the model's weights.
+WEIGHT_FILES = ("model.safetensors", "model_best.pth", "model_final.pth")
+
+logger = logging.getLogger(__name__)
+
+
+def load_config(source: str | os.PathLike, opts: Sequence[Any] = ()) -> CfgNode:
+    """Read a configuration, then apply KEY VALUE pairs.
+
+    Args:
+        source: a YAML file; a file below our folder `configs`; a folder with `config.yaml` and weights, as training
+            leaves it; or a model of the zoo. The last two bring their weights along in MODEL.WEIGHTS.
+        opts: KEY VALUE pairs.
+    """
+    cfg, name = get_cfg(), os.fspath(source)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        cfg.merge_from_file(str(_in_folder(folder, "config.yaml")))
+        cfg.MODEL.WEIGHTS = str(_in_folder(folder, *WEIGHT_FILES))
+    else:
+        cfg.merge_from_file(os.fspath(find_config(name)))
+        if name in MODELS:
+            cfg.MODEL.WEIGHTS = MODELS[name].weights
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def _in_folder(folder: Path, *names: str) -> Path:
+    """The first of some files that a folder has."""
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"{folder} is no folder of a model: it has no {' or '.join(names)}.")
+
+
+def load_model(
+    source: str | os.PathLike, weights: str | os.PathLike | None = None, opts: Sequence[Any] = ()
+) -> nn.Module:
+    """Build a model for inference, with weights, on MODEL.DEVICE.
+
+    Args:
+        source: as of `load_config`.
+        weights: a file or an address; by default the configuration's MODEL.WEIGHTS. "" builds an untrained network.
+        opts: KEY VALUE pairs that override the configuration.
+    """
+    return trained_model(load_config(source, opts), weights)
+
+
+def trained_model(cfg: Cfg, weights: str | os.PathLike | None = None) -> nn.Module:
+    """Build a model for inference and load its weights, see `load_model`; an untrained one is announced loudly."""
+    file = weights_of(cfg, weights)
+    model = build_model(cfg).eval()
+    if file:
+        load_weights(model, file)
+    else:
+        logger.warning(
+            "NO WEIGHTS: %s has random weights. It is UNTRAINED and what it finds is noise. "
+            "Pass `weights` or set MODEL.WEIGHTS to a trained model.",
+            cfg.MODEL.META_ARCHITECTURE,
+        )
+    return model
+
+
+def weights_of(cfg: Cfg, weights: str | os.PathLike | None) -> str:
+    """The file or address to load, "" for none."""
+    return cfg.MODEL.WEIGHTS if weights is None else os.fspath(weights)
+
+
+def class_names_of(cfg: Cfg | None) -> tuple[str, ...] | None:
+    """Names of the classes of the data set in DATASETS.TEST, by class index; None when it is not known."""
+    if cfg is None or not cfg.DATASETS.TEST:
+        return None
+    name = cfg.DATASETS.TEST[0]
+    if name not in MetadataCatalog.list():
+        return None
+    names = MetadataCatalog.get(name).get("thing_classes")
+    return tuple(names) if names else None
+
+
+def fitting_names(cfg: Cfg, model: Any, classes: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Names of the classes of a model: those given, or those of its configuration's data set if there are as many.
+
+    Names of a data set that do not fit are left out with a warning; ValueError if it is those given.
+    """
+    num_classes = getattr(model, "num_classes", cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+    if classes is not None:
+        if len(classes) != num_classes:
+            raise ValueError(f"the model has {num_classes} classes, got {len(classes)} names in `classes`")
+        return tuple(classes)
+    names = class_names_of(cfg)
+    if names is None or len(names) == num_classes:
+        return names
+    logger.warning(
+        "The model has %d classes but %s names %d; classes are shown by number. Pass `classes`, or set DATASETS.TEST "
+        "to the data set the model was trained for.",
+        num_classes,
+        cfg.DATASETS.TEST[0],
+        len(names),
+    )
+    return None
