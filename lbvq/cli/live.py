@@ -11,25 +11,27 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import av
 import cv2
 import numpy as np
 import torch
 
-from lbvq.cli.predict import BAD_INPUT, UNTRAINED_OBJECTS, add_model_arguments, build_predictor
+from lbvq.cli.interrupt import Interrupts
+from lbvq.cli.predict import BAD_INPUT, UNTRAINED_OBJECTS, add_model_arguments, add_threshold, build_predictor
+from lbvq.cli.sources import FrameSource, open_source
+from lbvq.engine.torch_files import read_torch_file
 from lbvq.files.writing import atomic_path, write_text
 from lbvq.inference.results import FramePrediction
 from lbvq.inference.stream import StreamPredictor
 from lbvq.video.draw import draw_objects
-from lbvq.video.reader import read_video
-from lbvq.video.writer import check_output, open_writer
+from lbvq.video.times import MAX_RATE
+from lbvq.video.writer import FolderWriter, VideoWriter, check_output, open_writer
 
 FALLBACK_RATE = 10.0  # frames per second to write when the source does not say
 JPEG_QUALITY = 85
@@ -52,9 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--show", action="store_true", help="show the frames in a window; q ends")
     parser.add_argument("--serve", type=int, metavar="PORT", help="show the frames in a browser, at this port")
     parser.add_argument("--host", default="127.0.0.1", help="address that --serve listens at (default: this computer)")
-    parser.add_argument("--score-threshold", type=float, default=0.3, help="draw objects with at least this score")
+    add_threshold(parser)
     parser.add_argument("--max-frames", type=int, help="stop after so many frames")
-    parser.add_argument("--fps", type=float, help="frame rate to write (default: that of the input, or 10)")
+    parser.add_argument("--fps", type=float, help="frame rate to write (default: the times of the input, or 10)")
+    parser.add_argument(
+        "--no-audio", action="store_true", help="leave out the sound of a file, which is kept otherwise"
+    )
     parser.add_argument("--load-state", metavar="FILE", help="go on with a stream that was saved")
     parser.add_argument("--save-state", metavar="FILE", help="save the stream at the end, to go on with it later")
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
@@ -65,38 +70,69 @@ def run(args: argparse.Namespace) -> int:
     """Do what the command line says; returns the exit code, 2 for anything wrong with files or settings."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
-        drawn = [Path(path) for path in args.output if not path.lower().endswith(".json")]
-        results = [Path(path) for path in args.output if path.lower().endswith(".json")]
-        for path in (*drawn, *results, *([Path(args.save_state)] if args.save_state else [])):
-            check_output(path, [args.input], args.overwrite)
-        with ExitStack() as stack:
-            frames = stack.enter_context(closing(open_source(args.input)))
-            keep_masks = bool(results or args.save_state or args.load_state)
-            predictor = build_predictor(args, partial(StreamPredictor.from_config, keep_masks=keep_masks))
-            if args.load_state:
-                predictor.load_state_dict(torch.load(args.load_state, map_location="cpu", weights_only=True))
-            sinks = open_sinks(args, drawn, frames.frame_rate, stack)
-            play(predictor, frames, sinks, args)
-        finish(predictor, results, args)
-    except (ValueError, OSError, KeyError) as error:
+        with Interrupts() as interrupts:
+            _run(args, interrupts)
+    except KeyboardInterrupt:
+        print("interrupted; what was not complete is not written", file=sys.stderr)
+        return interrupts.exit_code
+    except (ValueError, OSError, KeyError, ImportError) as error:
         print(f"error: {error.args[0] if isinstance(error, KeyError) and error.args else error}", file=sys.stderr)
         return BAD_INPUT
     return 0
 
 
-def play(
-    predictor: StreamPredictor, frames: FrameSource, sinks: list[Callable[[np.ndarray], bool]], args: argparse.Namespace
-) -> None:
-    """Segment frame after frame until the source or the user ends it; after Ctrl-C, what was found is still written."""
-    start, count = time.perf_counter(), 0
+def _run(args: argparse.Namespace, interrupts: Interrupts) -> None:
+    drawn = [Path(path) for path in args.output if not path.lower().endswith(".json")]
+    results = [Path(path) for path in args.output if path.lower().endswith(".json")]
+    for path in (*drawn, *results, *([Path(args.save_state)] if args.save_state else [])):
+        check_output(path, [args.input], args.overwrite)
+    with closing(open_source(args.input)) as frames:
+        keep_masks = bool(results or args.save_state or args.load_state)
+        predictor = build_predictor(args, partial(StreamPredictor.from_config, keep_masks=keep_masks))
+        if args.load_state:
+            load_state(predictor, args.load_state)
+        with interrupts.shielded():
+            with ExitStack() as stack:
+                writers = open_writers(args, drawn, frames, stack)
+                play(predictor, frames, [*writers, *open_views(args, stack)], args, interrupts)
+            finish(predictor, results, args)
+
+
+def load_state(predictor: StreamPredictor, path: str) -> None:
+    """Go on with a stream that was saved; ValueError names a file that holds none, or one of another model."""
+    content = read_torch_file(path)
     try:
-        for frame in frames:
-            objects = predictor.step(frame)
+        predictor.load_state_dict(content)
+    except Exception as error:  # whatever other content makes of going on with it
+        raise ValueError(f"{path} holds no saved stream of this model: {error}") from error
+
+
+def play(
+    predictor: StreamPredictor,
+    frames: FrameSource,
+    sinks: list[Sink],
+    args: argparse.Namespace,
+    interrupts: Interrupts,
+) -> None:
+    """Segment frame after frame until the source or the user ends it; what was found until a signal is written."""
+    start, count, source = time.perf_counter(), 0, iter(frames)
+    try:
+        while count != args.max_frames and not interrupts.received:
+            with interrupts.waiting():
+                frame = next(source, None)
+            if frame is None:
+                for sink in sinks:
+                    sink.complete()
+                break
+            objects = predictor.step(frame.picture)
             count += 1
-            picture = draw_frame(frame, objects, args.score_threshold, predictor.is_trained)
-            if not all([sink(picture) for sink in sinks]) or count == args.max_frames:
+            picture = draw_frame(frame.picture, objects, args.score_threshold, predictor.is_trained)
+            if not all([sink.show(picture, frame.time) for sink in sinks]):
                 break
     except KeyboardInterrupt:
+        pass  # while waiting for a frame
+    if interrupts.received:
+        interrupts.acknowledge()
         print("interrupted")
     seconds = time.perf_counter() - start
     print(f"{count} frames, {count / max(seconds, 1e-9):.1f} frames per second")
@@ -127,144 +163,98 @@ def draw_frame(frame: np.ndarray, objects: FramePrediction, threshold: float, is
     return draw_objects(frame, objects.masks[shown], objects.ids[shown], [captions[n] for n in shown])
 
 
-# -- sources ----------------------------------------------------------------------------------------------------------
-
-
-class FrameSource:
-    """Iterates over (H, W, 3) uint8 RGB frames; `frame_rate` is None where it is not known."""
-
-    frame_rate: float | None = None
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Release the device or file."""
-
-
-class FileSource(FrameSource):
-    """A video file or folder of frames."""
-
-    def __init__(self, path: str) -> None:
-        self._frames = read_video(path)
-        self.frame_rate = self._frames.frame_rate
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self._frames[t] for t in range(len(self._frames)))
-
-    def close(self) -> None:
-        self._frames.close()
-
-
-class StreamSource(FrameSource):
-    """A video that is decoded while it arrives, from an address or an open file."""
-
-    def __init__(self, source: Any, name: str) -> None:
-        try:
-            self._container = av.open(source)
-        except (av.error.FFmpegError, OSError) as error:
-            raise ValueError(f"cannot read a video from {name}: {error}") from error
-        if not self._container.streams.video:
-            raise ValueError(f"{name} has no video stream")
-        rate = self._container.streams.video[0].average_rate
-        self.frame_rate = float(rate) if rate else None
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        try:
-            for frame in self._container.decode(video=0):
-                yield frame.to_ndarray(format="rgb24")
-        except av.error.FFmpegError as error:
-            logger.warning("The video ends early: %s", error)
-
-    def close(self) -> None:
-        self._container.close()
-
-
-class CameraSource(FrameSource):
-    """A camera, read in the background: frames that come faster than they are used are skipped."""
-
-    def __init__(self, number: int) -> None:
-        self._camera = cv2.VideoCapture(number)
-        if not self._camera.isOpened():
-            raise ValueError(f"camera {number} cannot be opened; give its number or a file with --input")
-        self._new = threading.Condition()
-        self._frame: np.ndarray | None = None
-        self._ended = False
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        while True:
-            with self._new:
-                self._new.wait_for(lambda: self._frame is not None or self._ended)
-                frame, self._frame = self._frame, None
-            if frame is None:
-                return
-            yield np.ascontiguousarray(frame[:, :, ::-1])  # OpenCV has BGR
-
-    def close(self) -> None:
-        self._ended = True
-        self._reader.join(timeout=5)
-        self._camera.release()
-
-    def _read(self) -> None:
-        while not self._ended:
-            found, frame = self._camera.read()
-            with self._new:
-                self._frame, self._ended = (frame, self._ended) if found else (self._frame, True)
-                self._new.notify()
-
-
-def open_source(name: str) -> FrameSource:
-    """Choose the source by its name; see the help of `--input`."""
-    if name.isdigit():
-        return CameraSource(int(name))
-    if name == "-":
-        return StreamSource(sys.stdin.buffer, "the standard input")
-    if "://" in name:
-        return StreamSource(name, name)
-    return FileSource(name)
-
-
 # -- sinks ------------------------------------------------------------------------------------------------------------
 
 
-def open_sinks(
-    args: argparse.Namespace, paths: list[Path], frame_rate: float | None, stack: ExitStack
-) -> list[Callable[[np.ndarray], bool]]:
-    """Functions that take a drawn frame and return whether to go on."""
-    sinks: list[Callable[[np.ndarray], bool]] = []
-    rate = args.fps or frame_rate or FALLBACK_RATE
+class Sink(Protocol):
+    """Takes the frames that are drawn."""
+
+    def show(self, picture: np.ndarray, time: float | None) -> bool:
+        """Take a (H, W, 3) uint8 RGB frame; return whether to go on."""
+
+    def complete(self) -> None:
+        """Note that the source has ended by itself."""
+
+
+def open_writers(args: argparse.Namespace, paths: list[Path], frames: FrameSource, stack: ExitStack) -> list[Sink]:
+    """The files and folders to write, which are finished when `stack` is left."""
+    videos = [path for path in paths if path.suffix]
+    sound = None if args.no_audio or args.fps else frames.sound
+    if frames.has_sound and sound is None and videos and not args.no_audio:
+        reason = "--fps changes its speed" if args.fps else "it is copied from files only"
+        logger.warning("The sound of %s is left out: %s", args.input, reason)
+    rate = args.fps or min(frames.frame_rate or FALLBACK_RATE, MAX_RATE)
+    sinks: list[Sink] = []
     for path in paths:
-        writer = stack.enter_context(open_writer(path, rate, overwrite=args.overwrite))
-        sinks.append(partial(write_to, writer))
-        stack.callback(print, f"wrote {path}")
+        stack.push(partial(_say_written, path))
+        writer = stack.enter_context(open_writer(path, rate, overwrite=args.overwrite, sound=sound))
+        sinks.append(FileView(writer, rate, timed=not args.fps))
+    return sinks
+
+
+def _say_written(path: Path, error_type: type[BaseException] | None, *_: object) -> None:
+    if error_type is None:
+        print(f"wrote {path}")
+
+
+def open_views(args: argparse.Namespace, stack: ExitStack) -> list[Sink]:
+    """Where the frames are watched, until `stack` is left."""
+    sinks: list[Sink] = []
     if args.show:
-        sinks.append(show_in_window)
+        sinks.append(WindowView())
         stack.callback(cv2.destroyAllWindows)
     if args.serve is not None:
         server = BrowserView(args.host, args.serve)
         stack.callback(server.close)
         print(f"watch it at http://{args.host}:{server.port}/")
-        sinks.append(server.show)
+        sinks.append(server)
     return sinks
 
 
-def write_to(writer: Any, picture: np.ndarray) -> bool:
-    """Write a frame into a file or folder."""
-    writer.write(picture)
-    return True
+class FileView:
+    """Writes the frames into a file or folder, with the times of the source as far as they ascend."""
+
+    def __init__(self, writer: VideoWriter | FolderWriter, rate: float, timed: bool) -> None:
+        self._writer, self._step = writer, 1 / rate
+        self._is_timed: bool | None = None if timed else False  # None: the first frame tells
+        self._offset = self._last = 0.0
+
+    def show(self, picture: np.ndarray, time: float | None) -> bool:
+        self._writer.write(picture, self._time(time))
+        self._writer.is_whole = False
+        return True
+
+    def complete(self) -> None:
+        self._writer.is_whole = True
+
+    def _time(self, time: float | None) -> float | None:
+        """Seconds from the first frame; a clock that stands still or starts again goes on where it was."""
+        if self._is_timed is None:
+            self._is_timed, self._offset, self._last = time is not None, time or 0.0, -1 / MAX_RATE
+        if not self._is_timed:
+            return None
+        if time is None or time - self._offset < self._last:
+            self._offset = (time or 0.0) - self._last - self._step
+            time = self._last + self._step + self._offset
+        self._last = max(time - self._offset, self._last + 1 / MAX_RATE)
+        return self._last
 
 
-def show_in_window(picture: np.ndarray) -> bool:
-    """Show a frame; False when the user pressed q."""
-    try:
-        cv2.imshow("lbvq", picture[:, :, ::-1])
-        return cv2.waitKey(1) & 0xFF != ord("q")
-    except cv2.error as error:
-        raise ValueError(
-            "this OpenCV cannot open windows; install opencv-python instead of opencv-python-headless, or use --serve"
-        ) from error
+class WindowView:
+    """Shows the frames in a window until the user presses q."""
+
+    def show(self, picture: np.ndarray, time: float | None) -> bool:
+        try:
+            cv2.imshow("lbvq", picture[:, :, ::-1])
+            return cv2.waitKey(1) & 0xFF != ord("q")
+        except cv2.error as error:
+            raise ValueError(
+                "this OpenCV cannot open windows; install opencv-python instead of opencv-python-headless, or use "
+                "--serve"
+            ) from error
+
+    def complete(self) -> None:
+        """The window closes with the command."""
 
 
 class BrowserView:
@@ -293,7 +283,10 @@ class BrowserView:
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
-    def show(self, picture: np.ndarray) -> bool:
+    def complete(self) -> None:
+        """The last frame stays."""
+
+    def show(self, picture: np.ndarray, time: float | None = None) -> bool:
         """Make a frame the newest."""
         _, data = cv2.imencode(".jpg", picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         with self._new:

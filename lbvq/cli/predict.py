@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from lbvq.cli.interrupt import Interrupts
 from lbvq.engine.weight_files import find_weights
 from lbvq.files.writing import write_text
 from lbvq.inference.loading import load_config
@@ -22,14 +23,16 @@ from lbvq.inference.predictor import VideoPredictor
 from lbvq.inference.results import VideoPrediction
 from lbvq.inference.vocabulary import parse_classes
 from lbvq.refine import REFINERS
+from lbvq.video.address import is_address, name_of
 from lbvq.video.draw import draw_video
-from lbvq.video.reader import IMAGE_SUFFIXES, VideoFrames, read_video
+from lbvq.video.reader import IMAGE_SUFFIXES, VideoFrames, read_video, without_clutter
+from lbvq.video.sound import Sound
+from lbvq.video.times import MAX_RATE, uneven_times
 from lbvq.video.writer import FRAME_SUFFIXES, check_output, open_writer
 from lbvq.zoo import MODELS
 
 UNTRAINED_OBJECTS = 5  # shown of an untrained network, whose scores mean nothing
 BAD_INPUT = 2  # exit code
-MAX_FRAME_RATE = 1000.0  # of what is written; files with broken clocks claim more
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command line of `run`."""
     add_model_arguments(parser)
     parser.add_argument(
-        "--input",
+        *("--input", "--video-input"),
         nargs="+",
         required=True,
-        help="video files, folders of frames, or patterns in quotes; several images are the frames of one video",
+        help="video files, addresses, folders of frames, or patterns in quotes; several images are the frames of one "
+        "video",
     )
     parser.add_argument(
         "--output",
@@ -63,37 +67,75 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "exactly these",
     )
     parser.add_argument("--refine", choices=sorted(REFINERS), help="refine the masks; settings are in REFINE.*")
-    parser.add_argument("--score-threshold", type=float, default=0.3, help="keep objects with at least this score")
+    add_threshold(parser)
     parser.add_argument("--fps", type=float, help="frame rate to write (default: that of the input, 10 for images)")
+    parser.add_argument("--no-audio", action="store_true", help="leave out the sound, which videos keep otherwise")
     parser.add_argument("--frame-format", choices=[suffix[1:] for suffix in FRAME_SUFFIXES], default="jpg")
+    parser.add_argument(
+        "--save-frames",
+        type=_truth,
+        nargs="?",
+        const=True,
+        metavar="True|False",
+        help="of an output without suffix: frames (True, as by default), or visualization.mp4 in it (False)",
+    )
     parser.add_argument("--allow-truncated", action="store_true", help="use what can be read of a damaged file")
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="configuration")
+
+
+def add_threshold(parser: argparse.ArgumentParser) -> None:
+    """Add the least score of the objects that are shown, under both names it has had."""
+    parser.add_argument(
+        *("--score-threshold", "--confidence-threshold"),
+        dest="score_threshold",
+        type=float,
+        default=0.3,
+        help="keep objects with at least this score (default: 0.3)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Do what the command line says; returns the exit code, 2 for anything wrong with files or settings."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
-        videos = group_inputs(args.input)
-        outputs = plan_outputs(args.output, videos, args.overwrite, args.fps)
-        frames = [read_video(video, allow_truncated=args.allow_truncated) for video in videos]
-        for each in frames:  # a damaged file is found here, before the network is built
-            print(f"{each.name}: {len(each)} frames of {each.size[1]} x {each.size[0]} pixels")
-        predictor = build_predictor(args)
-        entries: list[dict] = []
-        for video_id, (each, paths) in enumerate(zip(frames, outputs, strict=True), start=1):
-            print(f"segmenting {each.name}")
-            prediction = segment(predictor, each)
-            shown = choose_objects(prediction, args.score_threshold, predictor.is_trained)
-            entries += _result_entries(shown, video_id, each.name)
-            write_drawn(each, shown, paths, args)
-            each.close()
-        write_results([path for path in args.output if _is_json(path)], entries)
+        with Interrupts() as interrupts:
+            return _run(args, interrupts)
+    except KeyboardInterrupt:
+        print("interrupted; nothing was segmented yet", file=sys.stderr)
+        return interrupts.exit_code
     except (ValueError, OSError, KeyError, ImportError) as error:
         print(f"error: {error.args[0] if isinstance(error, KeyError) and error.args else error}", file=sys.stderr)
         return BAD_INPUT
-    return 0
+
+
+def _run(args: argparse.Namespace, interrupts: Interrupts) -> int:
+    videos = group_inputs(args.input)
+    names = published_outputs(args.output, args.save_frames)
+    outputs = plan_outputs(names, videos, args.overwrite, args.fps)
+    frames = [read_video(video, allow_truncated=args.allow_truncated) for video in videos]
+    for each in frames:  # a damaged file is found here, before the network is built
+        what = "this video has one frame" if len(each) == 1 else f"{len(each)} frames"
+        print(f"{each.name}: {what} of {each.size[1]} x {each.size[0]} pixels")
+    predictor = build_predictor(args)
+    entries: list[dict] = []
+    done = 0
+    try:
+        for video_id, (each, paths) in enumerate(zip(frames, outputs, strict=True), start=1):
+            print(f"segmenting {each.name}")
+            prediction = segment(predictor, each)
+            with interrupts.shielded():
+                shown = choose_objects(prediction, args.score_threshold, predictor.is_trained)
+                entries += _result_entries(shown, video_id, each.name)
+                done += 1
+                write_drawn(each, shown, paths, args, interrupts)
+            each.close()
+    except KeyboardInterrupt:
+        print(f"interrupted: {done} of {len(frames)} videos were segmented", file=sys.stderr)
+    if done:
+        with interrupts.shielded():
+            write_results([path for path in names if _is_json(path)], entries)
+    return interrupts.exit_code
 
 
 def build_predictor(args: argparse.Namespace, make: Callable[..., Any] = VideoPredictor.from_config) -> Any:
@@ -120,9 +162,18 @@ def build_predictor(args: argparse.Namespace, make: Callable[..., Any] = VideoPr
 
 def group_inputs(inputs: Sequence[str]) -> list[str | list[str]]:
     """Split the arguments into videos: several images are one video, everything else is one video each."""
+    if len(inputs) > 1:  # a shell has made them of a pattern, perhaps
+        inputs = without_clutter(list(inputs))
     if len(inputs) > 1 and all(Path(item).suffix.lower() in IMAGE_SUFFIXES for item in inputs):
         return [list(inputs)]
     return list(inputs)
+
+
+def published_outputs(outputs: Sequence[str], save_frames: bool | None) -> list[str]:
+    """Where the published demos write: without --save-frames their folder holds a video and no frames."""
+    if save_frames is not False:
+        return list(outputs)
+    return [path if Path(path).suffix else str(Path(path) / "visualization.mp4") for path in outputs]
 
 
 def plan_outputs(
@@ -155,7 +206,9 @@ def plan_outputs(
 
 def _name_of(video: str | list[str]) -> str:
     """What '{name}' stands for: a file without its suffix, or the folder of several images."""
-    if isinstance(video, list) or glob.has_magic(video):
+    if is_address(video):
+        return Path(name_of(video)).stem
+    if isinstance(video, list) or (glob.has_magic(video) and not Path(video).exists()):
         return Path(video if isinstance(video, str) else video[0]).resolve().parent.name
     path = Path(video).resolve()
     return path.name if path.is_dir() else path.stem
@@ -189,21 +242,42 @@ def choose_objects(prediction: VideoPrediction, threshold: float, is_trained: bo
     return shown
 
 
-def write_drawn(frames: VideoFrames, shown: VideoPrediction, paths: Sequence[Path], args: argparse.Namespace) -> None:
-    """Draw the objects into the video once and write all outputs side by side."""
+def write_drawn(
+    frames: VideoFrames,
+    shown: VideoPrediction,
+    paths: Sequence[Path],
+    args: argparse.Namespace,
+    interrupts: Interrupts,
+) -> None:
+    """Draw the objects into the video once and write all outputs side by side; a signal ends them early, but whole."""
     if not paths:
         return
-    times = None if args.fps else _uneven_times(frames)
-    rate = args.fps or (frames.frame_rate and min(frames.frame_rate, MAX_FRAME_RATE))
+    times = None if args.fps else uneven_times(frames.timestamps)
+    rate = args.fps or (frames.frame_rate and min(frames.frame_rate, MAX_RATE))
+    sound = kept_sound(frames, paths, args)
     with ExitStack() as stack:
-        options = {"frame_suffix": f".{args.frame_format}", "overwrite": args.overwrite}
+        options = {"frame_suffix": f".{args.frame_format}", "overwrite": args.overwrite, "sound": sound}
         writers = [stack.enter_context(open_writer(path, rate, **options)) for path in paths]
         drawn = draw_video(_in_order(frames), shown)
         for t, picture in enumerate(tqdm(drawn, total=len(frames), desc="draw", unit="frame", disable=None)):
             for writer in writers:
                 writer.write(picture, None if times is None else float(times[t]))
+                writer.is_whole = t == len(frames) - 1
+            if interrupts.received:
+                break
     for path in paths:
-        print(f"wrote {path}")
+        print(f"wrote {path}" + ("" if t == len(frames) - 1 else f" with {t + 1} of {len(frames)} frames"))
+
+
+def kept_sound(frames: VideoFrames, paths: Sequence[Path], args: argparse.Namespace) -> Sound | None:
+    """The sound that goes into the videos that are written, None where there is none or it does not fit."""
+    if args.no_audio or not any(path.suffix for path in paths) or frames.sound is None:
+        return None
+    if not args.fps and (frames.frame_rate or 0) <= MAX_RATE:
+        return frames.sound
+    reason = "--fps changes its speed" if args.fps else "its frames have no usable times"
+    logger.warning("The sound of %s is left out: %s", frames.name, reason)
+    return None
 
 
 def write_results(paths: Sequence[str], entries: Sequence[dict]) -> None:
@@ -227,14 +301,12 @@ def _in_order(frames: VideoFrames) -> Iterator[np.ndarray]:
     return (frames[t] for t in range(len(frames)))
 
 
-def _uneven_times(frames: VideoFrames) -> np.ndarray | None:
-    """Times of the frames where they differ from a steady rate by more than a millisecond, else None."""
-    times = frames.timestamps
-    if times is None or len(times) < 3 or np.diff(times).min() < 1 / MAX_FRAME_RATE:
-        return None
-    steady = np.linspace(times[0], times[-1], len(times))
-    return times if np.abs(times - steady).max() > 1e-3 else None
-
-
 def _is_json(path: str | Path) -> bool:
     return str(path).lower().endswith(".json")
+
+
+def _truth(text: str) -> bool:
+    """ "True" or "False", as the published demos are told."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
+    return text.lower() == "true"

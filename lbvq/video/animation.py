@@ -26,6 +26,7 @@ class AnimationFrame:
 
     image: Image.Image
     time: float | None
+    decoding_time: float | None = None
 
     @property
     def size(self) -> tuple[int, int]:

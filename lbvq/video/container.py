@@ -46,11 +46,13 @@ class DecodedFrame:
 
     Attributes:
         time: seconds, None where the file has none.
+        decoding_time: the same of the packet that it comes from.
         size: (height, width) in pixels that a player shows, before the frame is turned upright.
     """
 
     frame: av.VideoFrame
     time: float | None
+    decoding_time: float | None
     size: tuple[int, int]
 
     def to_rgb(self) -> np.ndarray:
@@ -159,9 +161,11 @@ class _Stretch:
             logger.warning("%s has pixels of %s (width:height); they are made square, as players do", name, ratio)
 
     def __call__(self, frame: av.VideoFrame) -> DecodedFrame:
-        time = None if frame.pts is None else float(frame.pts * self._time_base)
+        time, decoding_time = (
+            None if ticks is None else float(ticks * self._time_base) for ticks in (frame.pts, frame.dts)
+        )
         height, width = frame.height * max(1, 1 / self._ratio), frame.width * max(1, self._ratio)
-        return DecodedFrame(frame, time, (round(height), round(width)))
+        return DecodedFrame(frame, time, decoding_time, (round(height), round(width)))
 
 
 def _decode_file(container, stream, path: Path, error_type: type[Exception]):

@@ -44,12 +44,12 @@ STREAM_PROTOCOLS = (
     "data",
     "httpproxy",
 )
-_CLUTTER = ("thumbs.db", "desktop.ini")  # of Windows; those of macOS begin with a dot
+_CLUTTER = (".ds_store", "thumbs.db", "desktop.ini")
 
 
 def is_clutter(path: Path) -> bool:
     """Whether a file is one that operating systems leave in folders, such as ._0.jpg beside 0.jpg."""
-    return path.name.startswith(".") or path.name.lower() in _CLUTTER
+    return path.name.startswith("._") or path.name.lower() in _CLUTTER
 
 
 def file_url(path: str | os.PathLike[str]) -> str:

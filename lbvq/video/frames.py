@@ -23,7 +23,7 @@ from lbvq.files.images import image_size, read_image
 from lbvq.video.animation import AnimationFrame
 from lbvq.video.container import Damage, DecodedFrame, decode_container
 from lbvq.video.sound import Sound, has_sound
-from lbvq.video.times import repair_times
+from lbvq.video.times import better_clock, repair_times
 
 _WINDOW = 8  # decoded frames that are kept
 _WINDOW_BYTES = 2**28  # of these frames together
@@ -185,6 +185,7 @@ class ContainerFrames(VideoFrames):
         self._decoder: Generator[DecodedFrame | AnimationFrame, None, None] | None = None
         self._next_index = 0
         self._read_times: list[float | None] | None = None  # as the file has them
+        self._start = 0.0  # time of the first frame in the file
         self._times: np.ndarray | None = None
         self._is_damaged = False
         first = self._frame(0)
@@ -206,8 +207,8 @@ class ContainerFrames(VideoFrames):
     def sound(self) -> Sound | None:  # type: ignore[override]
         if not self._is_video or not has_sound(self.path, VideoError):
             return None
-        start = next((time for time in self._file_times() if time is not None), 0.0)
-        return Sound(self.path, start, is_whole=not self._is_damaged)
+        self._file_times()
+        return Sound(self.path, self._start, is_whole=not self._is_damaged)
 
     def __len__(self) -> int:
         return len(self._file_times())
@@ -215,7 +216,9 @@ class ContainerFrames(VideoFrames):
     def _file_times(self) -> list[float | None]:
         """Time of every frame as the file has it; decodes the file the first time."""
         if self._read_times is None:
-            self._read_times = [frame.time for frame in self._decode()]
+            clocks = [(frame.time, frame.decoding_time) for frame in self._decode()]
+            self._start = next((time for time in clocks[0] if time is not None), 0.0)
+            self._read_times = better_clock(*zip(*clocks, strict=True))
             if len(self._read_times) == 1:
                 logger.warning("%s: this video has one frame", self.name)
         return self._read_times

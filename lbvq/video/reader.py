@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from lbvq.files.images import IMAGE_SUFFIXES, read_image
 from lbvq.video.address import fetch_video, is_address, local_path
@@ -21,6 +22,8 @@ from lbvq.video.formats import is_clutter
 from lbvq.video.frames import ContainerFrames, ImageFrames, VideoError, VideoFrames
 
 __all__ = ["IMAGE_SUFFIXES", "VideoError", "VideoFrames", "natural_key", "read_image", "read_video"]
+
+AnyPath = TypeVar("AnyPath", str, Path)
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +64,11 @@ def natural_key(path: Path) -> list:
     return [(int(part), part) if index % 2 else (0, part.lower()) for index, part in enumerate(parts)]
 
 
-def without_clutter(paths: Sequence[Path]) -> list[Path]:
+def without_clutter(paths: Sequence[AnyPath]) -> list[AnyPath]:
     """Leave out what operating systems put beside frames, and say so."""
-    kept = [path for path in paths if not is_clutter(path)]
+    kept = [path for path in paths if not is_clutter(Path(path))]
     if len(kept) < len(paths):
-        left = next(path for path in paths if is_clutter(path))
+        left = next(path for path in paths if is_clutter(Path(path)))
         logger.warning("%d files of the operating system are left out, such as %s", len(paths) - len(kept), left)
     return kept
 
@@ -94,7 +97,7 @@ def _read_file(path: Path, allow_truncated: bool) -> VideoFrames:
 
 def _read_folder(path: Path, allow_truncated: bool) -> VideoFrames:
     images = [item for item in path.iterdir() if item.suffix.lower() in IMAGE_SUFFIXES and item.is_file()]
-    images = sorted((item for item in images if not is_clutter(item)), key=natural_key)
+    images = sorted((item for item in images if not item.name.startswith(".")), key=natural_key)  # as patterns do
     if not images:
         raise FileNotFoundError(f"{path} holds no image; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
     kinds = sorted({item.suffix.lower().replace("jpeg", "jpg").replace("tiff", "tif") for item in images})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import av
@@ -52,7 +53,7 @@ class SoundCopy:
         self._streams: dict[int, av.audio.stream.AudioStream] = {}
         self._last: dict[int, int] = {}  # index of the stream -> time stamp of its last packet
         for stream in self._source.streams.audio:
-            if _codec_name(stream) in target.supported_codecs:
+            if _can_hold(target.format.name, stream):
                 self._streams[stream.index] = target.add_stream_from_template(stream)
             else:
                 logger.warning(
@@ -101,6 +102,19 @@ class SoundCopy:
         packet.stream = self._streams[packet.stream.index]
         packet.pts, packet.dts = packet.pts - offset, packet.dts - offset
         return packet
+
+
+def _can_hold(kind: str, stream: av.audio.stream.AudioStream) -> bool:
+    """Whether a container format takes a stream as it is; some list codecs that they refuse in the end."""
+    if stream.codec_context is None:
+        return False
+    try:
+        with av.open(BytesIO(), "w", format=kind) as trial:
+            trial.add_stream_from_template(stream)
+            trial.start_encoding()
+    except (FFmpegError, ValueError):
+        return False
+    return True
 
 
 def _codec_name(stream: av.audio.stream.AudioStream) -> str:

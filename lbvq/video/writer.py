@@ -18,6 +18,8 @@ import cv2
 import numpy as np
 
 from lbvq.files.writing import atomic_path
+from lbvq.video.formats import file_url
+from lbvq.video.sound import Sound, SoundCopy
 
 atomic_output = atomic_path  # its former name
 
@@ -60,11 +62,20 @@ def open_writer(
     frame_suffix: str = ".jpg",
     inputs: Iterable[str | os.PathLike] = (),
     overwrite: bool = False,
+    sound: Sound | None = None,
 ) -> VideoWriter | FolderWriter:
-    """Writer for a video file (by its suffix) or, for a path without suffix, a folder of numbered frames."""
+    """Writer for a video file (by its suffix) or, for a path without suffix, a folder of numbered frames.
+
+    Args:
+        frame_rate: of a video.
+        frame_suffix: of the images in a folder.
+        inputs: what must not be overwritten, see `check_output`.
+        overwrite: replace what is there.
+        sound: what is copied into a video, for frames with the times of those it belongs to.
+    """
     path = check_output(path, inputs, overwrite)
     if path.suffix.lower() in VIDEO_SUFFIXES:
-        return VideoWriter(path, frame_rate)
+        return VideoWriter(path, frame_rate, sound)
     if path.suffix:
         raise ValueError(
             f"cannot write {path}: expected a video ({', '.join(VIDEO_SUFFIXES)}) or a folder name without suffix"
@@ -91,6 +102,7 @@ class _Writer:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.num_frames = 0
+        self.is_whole = True  # False: the frames end before the sound does
         self._size: tuple[int, ...] | None = None
 
     def __enter__(self):
@@ -152,7 +164,7 @@ class VideoWriter(_Writer):
     this FFmpeg has no H.264 encoder, MPEG-4 part 2 is used and a message says so.
     """
 
-    def __init__(self, path: str | os.PathLike, frame_rate: float | None = None) -> None:
+    def __init__(self, path: str | os.PathLike, frame_rate: float | None = None, sound: Sound | None = None) -> None:
         super().__init__(Path(path))
         rate = DEFAULT_FRAME_RATE if frame_rate is None else float(frame_rate)
         if not 0 < rate <= 1000:
@@ -161,6 +173,7 @@ class VideoWriter(_Writer):
         self._container: av.container.OutputContainer | None = None
         self._ticks: list[int] = []  # of the last two frames
         self._held: av.Packet | None = None
+        self._sound, self._copy = sound, None
 
     def write(self, frame: np.ndarray, time: float | None = None) -> None:
         """Add a (H, W, 3) uint8 RGB frame.
@@ -188,7 +201,7 @@ class VideoWriter(_Writer):
         self._clock = Fraction(1, _CLOCK) if timed else 1 / self._rate
         options = {"movflags": "+faststart"} if self.path.suffix.lower() != ".mkv" else {}
         kind = {".mkv": "matroska"}.get(self.path.suffix.lower(), self.path.suffix.lower()[1:])
-        self._container = av.open(str(self._partial), "w", format=kind, options=options)
+        self._container = av.open(file_url(self._partial), "w", format=kind, options=options)
         codec, codec_options = _encoder()
         self._stream = self._container.add_stream(codec, rate=self._rate, options=codec_options)
         self._stream.width, self._stream.height = width + width % 2, height + height % 2
@@ -196,10 +209,14 @@ class VideoWriter(_Writer):
         self._stream.codec_context.time_base = self._clock
         self._stream.codec_context.colorspace = _BT601  # what FFmpeg converts RGB to; players assume BT.709 if unsaid
         self._stream.codec_context.color_range = _LIMITED_RANGE
+        if self._sound is not None:
+            self._copy = SoundCopy(self._sound, self._container)
 
     def _mux(self, packet: av.Packet | None) -> None:
         """Write the packet before; one is held back because the last one's duration is known only at the end."""
         if self._held is not None:
+            if self._copy is not None:
+                self._copy.write_until(float(self._held.dts * self._held.time_base))
             self._container.mux(self._held)
         self._held = packet
 
@@ -210,13 +227,22 @@ class VideoWriter(_Writer):
             if complete:
                 for packet in self._stream.encode(None):
                     self._mux(packet)
+                duration = self._last_duration()
                 if self._held is not None:
-                    step = self._ticks[-1] - self._ticks[0] if self._timed and len(self._ticks) > 1 else 0
-                    nominal = round(1 / self._rate / self._clock)
-                    self._held.duration = round((step or nominal) * self._clock / self._held.time_base)
+                    self._held.duration = round(duration / self._held.time_base)
                 self._mux(None)
+                if self._copy is not None:
+                    is_whole = self.is_whole and self._sound.is_whole
+                    self._copy.write_until(None if is_whole else float(self._ticks[-1] * self._clock + duration))
         finally:
+            if self._copy is not None:
+                self._copy.close()
             self._container.close()
+
+    def _last_duration(self) -> Fraction:
+        """Seconds that the last frame is shown."""
+        step = self._ticks[-1] - self._ticks[0] if self._timed and len(self._ticks) > 1 else 0
+        return (step or round(1 / self._rate / self._clock)) * self._clock
 
 
 def _encoder() -> tuple[str, dict[str, str]]:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT
+from loud_videos import film, packets
 from red_green_model import RedGreenModel  # noqa: F401  registers itself
 
+from lbvq.cli import predict
 from lbvq.cli.predict import add_arguments, group_inputs, run
 from lbvq.inference.results import VideoPrediction
 from lbvq.video.reader import read_video
-from lbvq.video.writer import write_video
+from lbvq.video.writer import VideoWriter, write_video
 
 YAML = """
 VERSION: 2
@@ -120,6 +124,107 @@ def test_frame_times_and_a_given_rate_are_respected(folder):
     assert read_video("steady.mp4").timestamps == pytest.approx(np.arange(6) / 5, abs=1e-3)
     assert demo("--input", "frames", "--output", "images.mp4") == 0
     assert read_video("images.mp4").frame_rate == pytest.approx(10)
+
+
+def test_two_frames_at_almost_the_same_time_leave_the_other_times_as_they_are(folder):
+    times = [0, 0.1, 0.1005, 0.9, 1.0, 2.0]
+    write_video("uneven.mp4", colour_video(), timestamps=times)
+    assert demo("--input", "uneven.mp4", "--output", "kept.mp4") == 0
+    assert read_video("kept.mp4").timestamps == pytest.approx([0, 0.1, 0.101, 0.9, 1.0, 2.0], abs=2e-4)
+
+
+def test_sound_is_kept_left_out_on_demand_or_said_to_be_lost(folder, caplog):
+    film(Path("loud.mp4"), num_frames=6, seconds=0.6)
+    assert demo("--input", "loud.mp4", "--output", "kept.mp4", "kept.mkv", "drawn") == 0
+    assert packets(Path("kept.mp4")) == packets(Path("kept.mkv")) == packets(Path("loud.mp4")) != []
+    assert demo("--input", "loud.mp4", "--output", "silent.mp4", "--no-audio") == 0
+    assert packets(Path("silent.mp4")) == [] and "sound" not in caplog.text
+    assert demo("--input", "loud.mp4", "--output", "fast.mp4", "--fps", "50") == 0
+    assert packets(Path("fast.mp4")) == [] and "sound of loud.mp4 is left out: --fps" in caplog.text
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_drawing_leaves_whole_files_of_the_part(folder, capsys, monkeypatch, number):
+    film(Path("loud.mp4"), num_frames=20, seconds=2)
+    write = VideoWriter.write
+
+    def write_and_signal(self, *arguments):
+        write(self, *arguments)
+        if self.num_frames == 5:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(VideoWriter, "write", write_and_signal)
+    arguments = ["--input", "video.mp4", "loud.mp4", "--output", "{name}_out.mp4", "{name}_drawn", "out.json"]
+    assert demo(*arguments) == 128 + number
+    assert len(read_video("video_out.mp4")) == len(read_video("video_drawn")) == 5
+    entries = json.loads(Path("out.json").read_text())
+    assert {entry["video_id"] for entry in entries} == {1} and len(entries[0]["segmentations"]) == 6
+    said = capsys.readouterr()
+    assert "wrote video_out.mp4 with 5 of 6 frames" in said.out and "1 of 2 videos were segmented" in said.err
+    assert not [name for name in os.listdir() if name.startswith(".") or name.startswith("loud_")]
+
+
+def test_a_signal_while_segmenting_keeps_what_earlier_videos_gave(folder, capsys, monkeypatch):
+    write_video("second.mp4", colour_video(3), 10)
+    call = predict.VideoPredictor.__call__
+
+    def call_and_signal(self, frames, **options):
+        if "second" in frames.name:
+            signal.raise_signal(signal.SIGTERM)
+        return call(self, frames, **options)
+
+    monkeypatch.setattr(predict.VideoPredictor, "__call__", call_and_signal)
+    assert demo("--input", "video.mp4", "second.mp4", "--output", "{name}_out.mp4", "out.json") == 143
+    assert len(read_video("video_out.mp4")) == 6 and not Path("second_out.mp4").exists()
+    assert {entry["video_id"] for entry in json.loads(Path("out.json").read_text())} == {1}
+    assert demo("--input", "second.mp4", "--output", "none.json") == 143 and not Path("none.json").exists()
+
+
+def test_a_full_disk_ends_in_one_sentence_and_leaves_no_part(folder):
+    """A limit of the size of files stands for the disk."""
+    code = (
+        "import resource, sys, numpy as np; from lbvq.video.writer import VideoWriter, write_video\n"
+        "frames = np.random.default_rng(0).integers(0, 255, (60, 96, 128, 3), dtype=np.uint8)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "try: write_video(sys.argv[1], frames, 10, overwrite=True)\n"
+        "except OSError as error: print(error)"
+    )
+    Path("out.mkv").write_bytes(b"old")
+    for name in ("out.mp4", "out.mkv"):
+        done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, cwd=folder)
+        assert done.returncode == 0 and name in done.stdout and "larger than this system allows" in done.stdout, done
+    assert not Path("out.mp4").exists() and Path("out.mkv").read_bytes() == b"old"
+    assert not [name for name in os.listdir() if name.startswith(".")]
+
+
+def test_the_command_lines_of_the_published_demos_run_as_they_are(folder, capsys):
+    images = sorted(str(path) for path in Path("frames").iterdir())
+    options = ["--confidence-threshold", "0.5", "--save-frames", "True"]
+    assert demo("--input", *images, "--output", "seen", *options) == 0
+    assert len(read_video("seen")) == 6 and "1 of 2 objects have a score of at least 0.5" in capsys.readouterr().out
+    assert demo("--video-input", "video.mp4", "--output", "folder", "--save-frames", "False") == 0
+    assert os.listdir("folder") == ["visualization.mp4"]
+    assert demo("--input", "frames/*.png", "--output", "again", "--save-frames") == 0
+    assert len(os.listdir("again")) == 6
+
+
+def test_inputs_with_odd_names_give_their_names_to_outputs(folder):
+    for name in ("2024-01-01T10:30:00.mp4", "clip[1].mp4"):
+        shutil.copy("video.mp4", name)
+    inputs = ["2024-01-01T10:30:00.mp4", "clip[1].mp4", "file://" + str(Path("video.mp4").resolve())]
+    assert demo("--input", *inputs, "--output", "{name}:drawn.mkv") == 0
+    for name in ("2024-01-01T10:30:00", "clip[1]", "video"):
+        assert len(read_video(f"{name}:drawn.mkv")) == 6
+    Path("frames/Thumbs.db").write_bytes(b"x")
+    Path("frames/._00000.png").write_bytes(b"x")
+    everything = sorted(str(path) for path in Path("frames").iterdir())
+    assert demo("--input", *everything, "--output", "out.json") == 0
+    assert len(json.loads(Path("out.json").read_text())[0]["segmentations"]) == 6
+
+
+def test_a_video_of_one_frame_is_said(folder, capsys):
+    assert demo("--input", "frames/00002.png", "--output", "out.json") == 0
+    assert "00002.png: this video has one frame of 80 x 60 pixels" in capsys.readouterr().out
 
 
 def test_damaged_videos_need_permission(folder, capsys):
