@@ -233,10 +233,10 @@ class FileView:
             self._is_timed, self._offset, self._last = time is not None, time or 0.0, -1 / MAX_RATE
         if not self._is_timed:
             return None
-        if time is None or time - self._offset < self._last:
-            self._offset = (time or 0.0) - self._last - self._step
-            time = self._last + self._step + self._offset
-        self._last = max(time - self._offset, self._last + 1 / MAX_RATE)
+        due = self._last + self._step
+        if time is not None and time - self._offset < self._last:  # it starts again
+            self._offset = time - due
+        self._last = max(due if time is None else time - self._offset, self._last + 1 / MAX_RATE)
         return self._last
 
 
