@@ -15,13 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from lbvq.config import CfgNode, get_cfg
+from lbvq.config import CfgNode
 from lbvq.data import build_test_loader, build_train_loader
 from lbvq.data.builtin import MetadataCatalog
 from lbvq.engine import comm
@@ -31,12 +32,14 @@ from lbvq.engine.evaluate import verify_results
 from lbvq.engine.launch import launch
 from lbvq.engine.setup import default_argument_parser, default_setup
 from lbvq.engine.slurm import submit
+from lbvq.engine.user_errors import HINT, user_command
 from lbvq.engine.weights import unwrap
 from lbvq.evaluation import build_evaluator
 from lbvq.files.writing import write_text
 from lbvq.inference.frames import open_frames
 from lbvq.modeling import as_tested
 from lbvq.refine import build_refiner, refine_output
+from lbvq.zoo import load_config
 from mask2former.abilities import REFUSALS, has_ability, require
 from mask2former.registry import build_model, model_class
 
@@ -97,10 +100,7 @@ class Trainer(DefaultTrainer):
 
 def build_cfg(args: argparse.Namespace) -> CfgNode:
     """Defaults, then the YAML file, then the command line."""
-    cfg = get_cfg()
-    if args.config_file:
-        cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = load_config(args.config_file, args.opts)
     cfg.freeze()
     return cfg
 
@@ -120,6 +120,15 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     """Body of every process of the run."""
     cfg = build_cfg(args)
     default_setup(cfg, args)
+    try:
+        return train_or_evaluate(cfg, args)
+    except Exception:
+        logger.debug("The run ended with an error:", exc_info=True)  # the console gets one sentence, the log file all
+        raise
+
+
+def train_or_evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
+    """Do what the command line asks for and write the metrics down; {} on all processes but the first."""
     if args.eval_only:
         results = evaluate_only(cfg, args.resume)
     else:
@@ -133,8 +142,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
-if __name__ == "__main__":
-    arguments = default_argument_parser(__doc__).parse_args()
+@user_command
+def run() -> None:
+    """The command line."""
+    arguments = default_argument_parser(f"{__doc__}\n{HINT}").parse_args()
     if arguments.slurm is not None:
         job = submit(main, arguments, Path(build_cfg(arguments).OUTPUT_DIR) / "slurm")
         print(f"Submitted job {job.job_id}, its output goes to {job.paths.stdout}")
@@ -147,3 +158,7 @@ if __name__ == "__main__":
             dist_url=arguments.dist_url,
             args=(arguments,),
         )
+
+
+if __name__ == "__main__":
+    sys.exit(run())

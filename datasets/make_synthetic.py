@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 
 from lbvq.data.catalog import dataset_root
 from lbvq.data.synthetic import SyntheticSettings, write_dataset
+from lbvq.engine.user_errors import user_command
 
 
+@user_command
 def main() -> None:
     default = SyntheticSettings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -42,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

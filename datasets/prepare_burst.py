@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from lbvq.data.annotation_files import list_of, need, read_annotation_file
 from lbvq.data.catalog import dataset_root
+from lbvq.engine.user_errors import user_command
 from lbvq.files.writing import write_text
 from lbvq.masks.rle import area, to_bbox, validate_rle
 
@@ -108,6 +110,7 @@ def _geometry(masks: list[Content | None], video: Content) -> Content:
     }
 
 
+@user_command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", default="val", choices=("train", "val", "test"))
@@ -133,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from lbvq.data.annotation_files import list_of, read_annotation_file
 from lbvq.data.catalog import dataset_root
 from lbvq.data.categories import coco_to_video
+from lbvq.engine.user_errors import user_command
 from lbvq.files.writing import write_text
 
 TARGETS = {"coco2ytvis2019": "ytvis_2019", "coco2ytvis2021": "ytvis_2021", "coco2ovis": "ovis"}  # name: category table
@@ -42,6 +44,7 @@ def convert(source: Path, overwrite: bool) -> None:
         print(f"{path}: {len(kept['annotations'])} of {len(content['annotations'])} items converted.")
 
 
+@user_command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default=str(dataset_root()), help="default: DETECTRON2_DATASETS, else ./datasets")
@@ -53,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from lbvq.data.annotation_files import list_of, read_annotation_file
 from lbvq.data.catalog import dataset_root
 from lbvq.data.categories import category_table
+from lbvq.engine.user_errors import user_command
 from lbvq.files.writing import write_text
 
 FILES = {  # data set: (category table, sources of which the first that exists is used, result)
@@ -74,6 +76,7 @@ def count_images(source: Path, result: Path) -> tuple[int, int]:
 COUNTED = "LVVIS/train/train_instances_nonovel.json"
 
 
+@user_command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("datasets", nargs="+", choices=[*sorted(FILES), "lvvis_counts"])
@@ -102,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,8 +14,10 @@ import argparse
 import sys
 
 from lbvq.cli.live import add_arguments, run
+from lbvq.engine.user_errors import user_command
 
 
+@user_command
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)

@@ -7,13 +7,17 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
+from lbvq.engine.user_errors import HINT, user_command
 
+
+@user_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="lbvq",
         description="Video instance segmentation: LBVQ and its peers.",
-        epilog="\n".join(f"{name:10}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()),
+        epilog="\n".join(f"{name:10}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items())
+        + f"\n{HINT}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=COMMANDS)

@@ -7,13 +7,23 @@ otherwise. Where a weight file comes from is in `lbvq/engine/known_weights.py`.
 from __future__ import annotations
 
 import difflib
+import functools
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lbvq.engine.known_weights import ADDRESSES, MASK2FORMER_VIS, how_to_get, licence_of
 
+if TYPE_CHECKING:
+    from lbvq.config import CfgNode
+
+logger = logging.getLogger(__name__)
+
+# In a folder with a `config.yaml` the first of these that exists is the model's weights.
+WEIGHT_FILES = ("model.safetensors", "model_best.pth", "model_final.pth")
 AP_METRICS = ("AP", "AP50", "AP75", "AR1", "AR10")
 BOUNDARY_METRICS = ("AP_B", "AP_B75", "AR_B1", "AP_M", "AP_M75")  # tube-boundary and mask scores of HQ-YTVIS
 
@@ -70,7 +80,9 @@ def find_config(name: str | os.PathLike) -> Path:
     """Return the YAML file of a name.
 
     Args:
-        name: a path; a file below our folder `configs`, with or without `configs/` and `.yaml`; or a model of the zoo.
+        name: a path; a file below our folder `configs`, with or without `configs/` and `.yaml`; a model of the zoo; or
+            a path in the repository of a method, such as `configs/genvis/ovis/genvis_R50_bs8_online.yaml`, whose last
+            parts are those of a file of ours.
     """
     text = os.fspath(name)
     if Path(text).expanduser().is_file():
@@ -80,10 +92,57 @@ def find_config(name: str | os.PathLike) -> Path:
     below = text.removeprefix("configs/").removesuffix(".yaml") + ".yaml"
     if not Path(below).is_absolute() and (configs_folder() / below).is_file():
         return configs_folder() / below
+    by_parts = _by_last_parts(text)
+    if by_parts:
+        return configs_folder() / by_parts
     known = [*MODELS, *list_configs()]
     near = difflib.get_close_matches(text, known, n=3, cutoff=0.4)
     hint = f" Near it: {', '.join(near)}." if near else ""
     raise FileNotFoundError(f"{text} is no file, no file below {configs_folder()}, and no published model.{hint}")
+
+
+@functools.cache  # it is said once
+def _by_last_parts(text: str) -> str:
+    """The one file of ours whose folder and name end a path of a published command, "" when there is none."""
+    parts = [_PUBLISHED_FOLDERS.get(part, part) for part in Path(text.removesuffix(".yaml")).parts]
+    known = {name: list(Path(name).with_suffix("").parts) for name in list_configs()}
+    for length in range(len(parts), min(len(parts), 2) - 1, -1):  # a name alone says nothing about the data
+        found = [name for name, own in known.items() if own[-length:] == parts[-length:]]
+        if len(found) == 1:
+            logger.warning("There is no file %s; our own %s is used.", text, found[0])
+            return found[0]
+    return ""
+
+
+def load_config(source: str | os.PathLike, opts: Sequence[Any] = ()) -> CfgNode:
+    """Read a configuration, then apply settings.
+
+    Args:
+        source: what `find_config` finds; a folder with `config.yaml` and weights, as training leaves it; "" for the
+            defaults alone. A folder and a model of the zoo bring their weights along in MODEL.WEIGHTS.
+        opts: KEY VALUE pairs, or KEY=VALUE.
+    """
+    from lbvq.config import get_cfg  # a list of models needs no configuration
+
+    name, cfg = os.fspath(source), get_cfg()
+    folder = Path(name).expanduser()
+    if name and folder.is_dir():
+        cfg.merge_from_file(str(_in_folder(folder, "config.yaml")))
+        cfg.MODEL.WEIGHTS = str(_in_folder(folder, *WEIGHT_FILES))
+    elif name:
+        cfg.merge_from_file(os.fspath(find_config(name)))
+        if name in MODELS and not folder.is_file():
+            cfg.MODEL.WEIGHTS = MODELS[name].weights
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def _in_folder(folder: Path, *names: str) -> Path:
+    """The first of some files that a folder has."""
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"{folder} is no folder of a model: it has no {' or '.join(names)}.")
 
 
 def list_configs() -> list[str]:
@@ -95,6 +154,10 @@ def list_configs() -> list[str]:
 
 # -- the table --------------------------------------------------------------------------------------------------------
 
+_PUBLISHED_FOLDERS = {  # of other repositories: ours
+    **{f"ytvis{mark}{year % 100}": f"youtubevis_{year}" for year in (2019, 2021, 2022) for mark in ("", "_")},
+    **{f"ytvis{mark}{year}": f"youtubevis_{year}" for year in (2019, 2021, 2022) for mark in ("", "_")},
+}
 _FOLDERS = {  # short name of a data set: folder of its configurations, registered name of the scored split
     "ytvis19": ("youtubevis_2019", "ytvis_2019_val"),
     "ytvis21": ("youtubevis_2021", "ytvis_2021_val"),

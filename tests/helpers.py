@@ -8,6 +8,8 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 CONFIGS = ROOT / "configs"
@@ -25,6 +27,16 @@ def recorded(stem: str) -> dict[str, Any]:
 def run_tool(tool: str, *arguments: Any) -> int:
     """Exit code of tools/<tool>.py."""
     return runpy.run_path(str(ROOT / "tools" / f"{tool}.py"))["main"]([str(argument) for argument in arguments])
+
+
+def run_as_command(script: Path) -> None:
+    """Run a script with the arguments in `sys.argv`; what a user did wrong comes out as the exception that it was."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LBVQ_TRACEBACK", "1")
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as stop:
+            assert not stop.code, stop.code
 
 
 def write_evaluation_case(folder: Path) -> Path:

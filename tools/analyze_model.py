@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import time
 from collections import Counter
 
@@ -19,8 +20,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import lbvq.modeling  # noqa: F401  registers the methods
-from lbvq.config import get_cfg
 from lbvq.engine.memory import peak_memory_mib
+from lbvq.engine.user_errors import user_command
+from lbvq.zoo import load_config
 from mask2former.registry import build_model
 
 TASKS = ("parameters", "flops", "speed")
@@ -81,6 +83,7 @@ def peak_of(device: torch.device) -> float:
     return peak_memory_mib()
 
 
+@user_command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="YAML file of the model")
@@ -92,9 +95,7 @@ def main() -> None:
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the configuration")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    cfg = get_cfg()
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = load_config(args.config_file, args.opts)
     model = build_model(cfg).eval()
     video = random_video(args.frames, tuple(args.size))
     if "parameters" in args.tasks:
@@ -113,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
+
+from lbvq.engine.user_errors import user_command
 
 FOLDER = Path(__file__).parent / "benchmarks"
 
@@ -22,6 +25,7 @@ def load(path: Path) -> ModuleType:
     return module
 
 
+@user_command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="benchmark", required=True)
@@ -35,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

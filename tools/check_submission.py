@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from lbvq.engine.user_errors import user_command
 from lbvq.evaluation.submission import SERVERS, check_submission, pack
 
 LARGE = 300e6  # bytes of an archive that many servers refuse
@@ -28,27 +29,22 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@user_command
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
-    try:
-        findings = check_submission(args.results, args.gt, args.server, args.max_faults)
-        for remark in findings.remarks:
-            print(f"note: {remark}")
-        for fault in (*findings.faults, *findings.layout):
-            print(f"fault: {fault}")
-        if findings.faults or (findings.layout and not args.zip):
-            print(f"{args.results} has faults, {_what_now(args, bool(findings.faults))}")
-            return 1
-        no_fault = "no fault found" if not findings.layout else "no fault in them; the archive is written anew"
-        print(f"{args.results}: {findings.num_entries} predictions, {no_fault}")
-        if args.zip:
-            size = pack(args.results, args.zip)
-            print(
-                f"{args.zip}: {size / 1e6:.1f} MB" + (" (many servers refuse files so large)" if size > LARGE else "")
-            )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    findings = check_submission(args.results, args.gt, args.server, args.max_faults)
+    for remark in findings.remarks:
+        print(f"note: {remark}")
+    for fault in (*findings.faults, *findings.layout):
+        print(f"fault: {fault}")
+    if findings.faults or (findings.layout and not args.zip):
+        print(f"{args.results} has faults, {_what_now(args, bool(findings.faults))}")
+        return 1
+    no_fault = "no fault found" if not findings.layout else "no fault in them; the archive is written anew"
+    print(f"{args.results}: {findings.num_entries} predictions, {no_fault}")
+    if args.zip:
+        size = pack(args.results, args.zip)
+        print(f"{args.zip}: {size / 1e6:.1f} MB" + (" (many servers refuse files so large)" if size > LARGE else ""))
     return 0
 
 

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lbvq.engine.user_errors import user_command
 from lbvq.evaluation.tables import format_results
 from lbvq.evaluation.video_metrics import LONG_VIDEO_FRAMES, VIDEO_METRICS, VideoScorer, read_ground_truth
 from lbvq.files.mask_file import read_mask_file
@@ -105,19 +106,16 @@ def score_videos(args: argparse.Namespace) -> dict[str, Any]:
     return scores.tables
 
 
+@user_command
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        if args.metric in ("coco", "lvis"):
-            tables = score_images(args)
-        elif args.metric == "burst" and is_burst_format(args.gt):
-            tables = score_burst_files(args)
-        else:
-            tables = score_videos(args)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.metric in ("coco", "lvis"):
+        tables = score_images(args)
+    elif args.metric == "burst" and is_burst_format(args.gt):
+        tables = score_burst_files(args)
+    else:
+        tables = score_videos(args)
     print(format_results(tables))
     if args.json:
         numbers = {task: {k: None if math.isnan(v) else v for k, v in t.items()} for task, t in tables.items()}

@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from lbvq.engine.user_errors import user_command
 from lbvq.fuzz.run import Tally, Worker, format_table, fuzz
 from lbvq.fuzz.targets import all_targets
 
@@ -30,6 +31,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@user_command
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     if args.file is not None:

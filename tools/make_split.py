@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from lbvq.engine.user_errors import user_command
 from lbvq.evaluation.splits import part_of, split_videos
 from lbvq.files.mask_file import read_mask_file, write_mask_file
 
@@ -27,7 +28,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def run(args: argparse.Namespace) -> None:
+@user_command
+def main(arguments: list[str] | None = None) -> None:
+    args = parse_arguments(arguments)
     targets = {
         "train": args.output / f"train_dev_seed{args.seed}.json",
         "dev": args.output / f"dev_seed{args.seed}.json",
@@ -49,15 +52,6 @@ def run(args: argparse.Namespace) -> None:
     for category, (train, dev) in split.tracks.items():
         share = f"{dev / (train + dev):8.1%}" if train + dev else f"{'-':>8s}"
         print(f"{names.get(category, category)!s:24.24s}{train:8d}{dev:8d}{share}")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    try:
-        run(parse_arguments(arguments))
-    except (ValueError, FileNotFoundError, KeyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 if __name__ == "__main__":

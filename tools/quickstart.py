@@ -28,6 +28,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from lbvq.engine.user_errors import user_command
 from lbvq.files.images import read_image
 from lbvq.inference.results import VideoPrediction
 from lbvq.video.draw import contact_sheet, draw_video
@@ -42,6 +43,7 @@ SCALE = 4  # the videos are small; masks and frames are enlarged before drawing
 FRAME_RATE = 4.0
 
 
+@user_command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", default="quickstart", help="everything is written here (default: quickstart)")
@@ -130,4 +132,4 @@ def print_summary(metrics: dict[str, Any], seconds: float, places: dict[str, Pat
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

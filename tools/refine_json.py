@@ -19,9 +19,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lbvq.config import get_cfg
+from lbvq.engine.user_errors import user_command
 from lbvq.refine import build_refiner, refine_results
 from lbvq.video.reader import VideoFrames, read_video
+from lbvq.zoo import load_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,7 +31,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--frames", type=Path, required=True, help="folder that holds the frames of all videos")
     parser.add_argument("--annotations", type=Path, help="annotation file with the videos' file names")
     parser.add_argument("--output", type=Path, help="default: RESULTS with .refined.json")
-    parser.add_argument("--config-file", help="YAML with REFINE settings")
+    parser.add_argument("--config-file", default="", help="YAML with REFINE settings")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="settings, last")
     return parser.parse_args()
 
@@ -61,36 +62,30 @@ def print_scores(annotations: Path, before: Path, after: Path) -> None:
         print(f"{name:8s}{tables['segm']['AP']:10.2f}{tables['boundary']['AP']:14.2f}")
 
 
+@user_command
 def main() -> int:
     args = parse_args()
-    cfg = get_cfg()
-    if args.config_file:
-        cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = load_config(args.config_file, args.opts)
     output = args.output or args.results.with_suffix(".refined.json")
-    try:
-        refiner = build_refiner(cfg)
-        if refiner is None:
-            raise ValueError("no refiner chosen; add e.g. REFINE.NAME hq_sam")
-        annotations = json.loads(args.annotations.read_text(encoding="utf-8")) if args.annotations else None
-        with tqdm(unit="video", desc="refine") as bar:
+    refiner = build_refiner(cfg)
+    if refiner is None:
+        raise ValueError("no refiner chosen; add e.g. REFINE.NAME hq_sam")
+    annotations = json.loads(args.annotations.read_text(encoding="utf-8")) if args.annotations else None
+    with tqdm(unit="video", desc="refine") as bar:
 
-            def show(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
 
-            report = refine_results(
-                args.results,
-                output,
-                frame_finder(args.frames, annotations),
-                refiner,
-                settings=cfg.REFINE.dump() + f"SAM: {cfg.SAM}",
-                score_threshold=cfg.REFINE.SCORE_THRESHOLD,
-                progress=show,
-            )
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        report = refine_results(
+            args.results,
+            output,
+            frame_finder(args.frames, annotations),
+            refiner,
+            settings=cfg.REFINE.dump() + f"SAM: {cfg.SAM}",
+            score_threshold=cfg.REFINE.SCORE_THRESHOLD,
+            progress=show,
+        )
     print(f"{report}\nwritten to {output}")
     if annotations and annotations.get("annotations"):
         print_scores(args.annotations, args.results, output)

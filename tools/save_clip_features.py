@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import sys
 from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,14 @@ from tqdm import tqdm
 from lbvq.data.builtin import DatasetCatalog, MetadataCatalog
 from lbvq.data.catalog import dataset_root
 from lbvq.data.frames import read_image
+from lbvq.engine.user_errors import user_command
 from lbvq.files.writing import atomic_path
 from lbvq.inference.vocabulary import PROMPT_SETS, embed_names, parse_classes, save_npy, towers_name
 from lbvq.modeling.ovformer.image_features import ROOT_IN_KEYS
 from lbvq.modeling.ovformer.towers import IMAGES_AT_ONCE, ClipTowers
 
 
+@user_command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("text", "images"))
@@ -65,7 +68,7 @@ def load_towers(model: str, weights: str, device: str) -> ClipTowers:
 def class_names_of(dataset: str) -> list[str]:
     """Names of the classes of a data set by class index."""
     if dataset not in DatasetCatalog:
-        raise SystemExit(f"no data set is called {dataset!r}; there are {', '.join(DatasetCatalog.list())}")
+        raise KeyError(f"no data set is called {dataset!r}; there are {', '.join(DatasetCatalog.list())}")
     return list(MetadataCatalog.get(dataset).thing_classes)
 
 
@@ -101,4 +104,4 @@ def save_features(path: Path, features: dict[Hashable, torch.Tensor]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

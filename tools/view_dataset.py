@@ -7,6 +7,7 @@ looks at one registered data set; `--raw` leaves out every random transform, so 
 from __future__ import annotations
 
 import argparse
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lbvq.config import get_cfg
 from lbvq.data import MetadataCatalog, build_train_loader
 from lbvq.data.clip_mapper import VideoClipMapper
 from lbvq.data.pseudo_mapper import PseudoClipMapper
+from lbvq.engine.user_errors import user_command
 from lbvq.files.writing import atomic_path
 from lbvq.video.draw import contact_sheet, draw_objects
+from lbvq.zoo import load_config
 
 SMALLEST_WIDTH = 480  # pixels of a drawn frame
 
 
+@user_command
 def main() -> None:
     args = parse_arguments()
-    cfg = get_cfg()
-    if args.config_file:
-        cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.options)
+    cfg = load_config(args.config_file, args.options)
     if args.dataset:
         cfg.DATASETS.TRAIN, cfg.DATASETS.DATASET_RATIO = (args.dataset,), []
     cfg.SOLVER.IMS_PER_BATCH = 1
@@ -111,4 +111,4 @@ def summary(sample: dict[str, Any], names: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

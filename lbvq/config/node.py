@@ -11,7 +11,9 @@ import ast
 import copy
 import difflib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from fvcore.common.config import CfgNode as FvcoreCfgNode
@@ -53,13 +55,10 @@ class CfgNode(FvcoreCfgNode):
         self._merge(cfg_other, {}, "in the merged configuration")
 
     def merge_from_list(self, cfg_list: Sequence[Any]) -> None:
-        """Merge `["KEY.NAME", value, ...]`, as given on a command line."""
-        if len(cfg_list) % 2:
-            raise ValueError(f"Settings come in pairs KEY VALUE; got {len(cfg_list)} words: {list(cfg_list)}")
-        pairs = list(zip(cfg_list[0::2], cfg_list[1::2], strict=True))
+        """Merge `["KEY.NAME", value, ...]` or `["KEY.NAME=value", ...]`, as given on a command line."""
         changes = []
-        for dotted, value in pairs:
-            for part in reversed(str(dotted).split(".")):
+        for dotted, value in setting_pairs(cfg_list):
+            for part in reversed(dotted.split(".")):
                 value = {part: value}
             changes += self._plan(value, {}, "on the command line or in the list of settings")
         self._apply(changes)
@@ -82,7 +81,15 @@ class CfgNode(FvcoreCfgNode):
             logger.warning("Keys of detectron2 parts that do not exist here are ignored: %s.", ", ".join(ignored))
         return changes
 
-    def _plan_group(self, node, tree, prefix, source, changes, ignored) -> None:
+    def _plan_group(
+        self,
+        node: CfgNode,
+        tree: Mapping[str, Any],
+        prefix: str,
+        source: Callable[[str], str],
+        changes: list[tuple],
+        ignored: list[str],
+    ) -> None:
         for key, raw in tree.items():
             dotted = f"{prefix}{key}"
             if dotted in self.__dict__[FvcoreCfgNode.DEPRECATED_KEYS]:
@@ -153,6 +160,25 @@ class CfgNode(FvcoreCfgNode):
         raise ValueError(f"{filename} is Python code; configurations are YAML files only.")
 
 
+def setting_pairs(words: Sequence[Any]) -> list[tuple[str, Any]]:
+    """Split settings into (key, value): `KEY VALUE` and `KEY=VALUE`, in any mixture."""
+    pairs: list[tuple[str, Any]] = []
+    rest = iter(words)
+    for word in rest:
+        text = str(word)
+        key, equals, value = text.partition("=")
+        if equals and re.fullmatch(r"\w+(\.\w+)*", key):
+            pairs.append((key, value))
+            continue
+        if text.startswith("-"):
+            raise ValueError(f"{text} stands among the settings; options go before the first KEY VALUE.")
+        following = list(islice(rest, 1))
+        if not following:
+            raise ValueError(f"Settings come in pairs KEY VALUE or as KEY=VALUE; {text} has no value.")
+        pairs.append((text, following[0]))
+    return pairs
+
+
 def decode(value: Any) -> Any:
     """Read a string as a Python literal when it is one: "(360, 480)" -> tuple, "1e-4" -> float; else keep it."""
     if not isinstance(value, str):
@@ -175,7 +201,7 @@ def convert(value: Any, old: Any, dotted: str, where: str) -> Any:
     if value is None or old is None or type(value) is kind:
         return copy.deepcopy(value)
     if kind is float and type(value) is int:
-        return float(value)
+        return _as_float(value, dotted, where)
     if kind is bool and isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
     if kind in (tuple, list) and isinstance(value, (tuple, list)):
@@ -185,6 +211,13 @@ def convert(value: Any, old: Any, dotted: str, where: str) -> Any:
             raise ValueError(f"{dotted} expects a tuple such as ('a', 'b'), got the text {value!r} {where}.")
         return (value,)
     raise ValueError(f"{dotted} expects {kind.__name__} (now {old!r}), got {type(value).__name__} {value!r} {where}.")
+
+
+def _as_float(value: int, dotted: str, where: str) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"{dotted} cannot hold a number so large {where}.") from error
 
 
 def dotted_leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

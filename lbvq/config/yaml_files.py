@@ -1,10 +1,12 @@
 """Read a YAML configuration file together with the files named in its `_BASE_`.
 
-Only `yaml.safe_load`-like parsing is used: a Python tag in a file is an error, never executed.
+Only `yaml.safe_load`-like parsing is used: a Python tag in a file is an error, never executed. What a file can ask for
+is bounded: its bytes, its values after aliases are put in, and every base is read once however often it is named.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,16 @@ from typing import Any
 import yaml
 
 BASE_KEY = "_BASE_"
+MAX_BYTES = 1 << 19
+MAX_DEPTH = 60
+MAX_VALUES = 200_000  # keys and values of one file, those that aliases repeat included
 
 logger = logging.getLogger(__name__)
 
+Loaded = tuple[dict[str, Any], dict[str, str]]  # tree, origins
 
-def load_yaml_with_bases(filename: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
+
+def load_yaml_with_bases(filename: str | Path) -> Loaded:
     """Load `filename` on top of its bases.
 
     `_BASE_` is a path or a list of paths: absolute, starting with `~`, or relative to the file that names it. Bases are
@@ -25,14 +32,19 @@ def load_yaml_with_bases(filename: str | Path) -> tuple[dict[str, Any], dict[str
     Returns:
         The merged tree without `_BASE_`, and for every dotted key of it the file that had the last word.
     """
-    return _load(Path(filename).expanduser(), ())
+    try:
+        return _load(Path(filename).expanduser(), (), {})
+    except RecursionError as error:
+        raise ValueError(f"{filename} is nested too deeply, or its {BASE_KEY} are.") from error
 
 
-def _load(path: Path, named_by: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+def _load(path: Path, named_by: tuple[Path, ...], done: dict[Path, Loaded]) -> Loaded:
     resolved = path.resolve()
     if resolved in named_by:
         chain = " -> ".join(str(p) for p in (*named_by, resolved))
         raise ValueError(f"{BASE_KEY} goes in a circle: {chain}")
+    if resolved in done:
+        return done[resolved]
     if not path.is_file():
         hint = f", named as {BASE_KEY} in {named_by[-1]}" if named_by else ""
         raise FileNotFoundError(f"No configuration file at {path}{hint}.")
@@ -40,27 +52,61 @@ def _load(path: Path, named_by: tuple[Path, ...]) -> tuple[dict[str, Any], dict[
     tree: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for base in _base_paths(own.pop(BASE_KEY, []), path):
-        base_tree, base_origins = _load(base, (*named_by, resolved))
+        base_tree, base_origins = _load(base, (*named_by, resolved), done)
         _overlay(tree, base_tree, origins, base_origins)
     _overlay(tree, own, origins, dict.fromkeys(_dotted_keys(own), str(path)))
+    done[resolved] = tree, origins
     return tree, origins
 
 
 def _read(path: Path) -> dict[str, Any]:
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise ValueError(f"{path} has {size} bytes; a configuration file has at most {MAX_BYTES}.")
     try:
-        with open(path, encoding="utf-8") as file:
-            tree = yaml.load(file, Loader=_SafeLoader)
+        tree = _parse(path)
     except yaml.constructor.ConstructorError as error:
         raise ValueError(
             f"{path} holds a YAML tag that builds Python objects ({error.problem}); only plain values are allowed."
         ) from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply.") from error
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:  # `!!bool x`, 2001-99-99
+        raise ValueError(f"{path} holds a value that is none of its kind: {error}") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
         raise ValueError(f"{path} must hold a mapping of keys to values, got {type(tree).__name__}.")
     return tree
+
+
+def _parse(path: Path) -> Any:
+    loader = _SafeLoader(path.read_bytes())  # bytes: the text may be UTF-8 or UTF-16, with or without a mark
+    loader.name = str(path)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        values = _count_values(node, {}, set())
+        if values > MAX_VALUES:
+            raise ValueError(f"its aliases (*name) repeat values until there are {values}, more than {MAX_VALUES}")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _count_values(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
+    """Values of a node when every alias is replaced by what it stands for."""
+    if id(node) in above:
+        raise ValueError(f"an alias stands inside of what it names (line {node.start_mark.line + 1})")
+    if id(node) not in known:
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        children = [child for part in parts for child in (part if isinstance(part, tuple) else (part,))]
+        inside = above | {id(node)} if children else above
+        known[id(node)] = 1 + sum(_count_values(child, known, inside) for child in children)
+    return known[id(node)]
 
 
 def _base_paths(bases: Any, path: Path) -> list[Path]:
@@ -87,7 +133,7 @@ def _overlay(
                 f"{dotted} is a group of keys in {over_origins.get(dotted)} "
                 f"but the single value {under[key]!r} in {origins.get(dotted)}."
             )
-        under[key] = value
+        under[key] = copy.deepcopy(value)  # a base may be laid under several files
         for name in (dotted, *_dotted_keys(value, f"{dotted}.")):
             origins[name] = over_origins[name]
 
@@ -101,7 +147,17 @@ def _dotted_keys(tree: Any, prefix: str = "") -> list[str]:
 
 
 class _SafeLoader(yaml.SafeLoader):
-    """`yaml.SafeLoader` that says when a key is written twice, where YAML would drop the first silently."""
+    """`yaml.SafeLoader` with an end to its depth, and a warning where a key is written twice: YAML drops the first."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise RecursionError
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: set[str] = set()

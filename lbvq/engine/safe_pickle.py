@@ -12,7 +12,7 @@ import pickle
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO, ClassVar, Protocol
+from typing import IO, Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class NestedLoader(Protocol):
 
 
 def load_pickle(
-    file: BinaryIO, *, find_storage: FindStorage | None = None, load_nested: NestedLoader | None = None
+    file: IO[bytes], *, find_storage: FindStorage | None = None, load_nested: NestedLoader | None = None
 ) -> Any:
     """Load the next object of `file`; UnpicklingError names the first thing in it that is not allowed.
 
@@ -76,7 +76,7 @@ class StorageKind:
 class _Bounded:
     """A file that refuses to read beyond its end before memory is taken for it."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
+    def __init__(self, file: IO[bytes], size: int) -> None:
         self._file = file
         self._size = size
         self.readline = file.readline
@@ -89,13 +89,16 @@ class _Bounded:
     def readinto(self, buffer: Any) -> int:
         if len(buffer) > self._size - self._file.tell():
             raise EOFError("it ends in the middle of a value")
-        return self._file.readinto(buffer)
+        data = self._file.read(len(buffer))
+        buffer[:] = data
+        return len(data)
 
 
 class _Function:
     """A function that a pickle may call; nothing can be changed about it."""
 
     __slots__ = ("call",)
+    call: Callable[..., Any]
 
     def __init__(self, call: Callable[..., Any]) -> None:
         object.__setattr__(self, "call", call)
@@ -106,6 +109,10 @@ class _Function:
 
 class _SafeUnpickler(pickle._Unpickler):
     dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]  # these four are the machine's own
+    append: Callable[[Any], None]
+    read: Callable[[int], bytes]
+    pop_mark: Callable[[], list[Any]]
 
     def __init__(self, file: Any, find_storage: FindStorage | None, load_nested: NestedLoader | None) -> None:
         super().__init__(file, encoding="latin1")
@@ -230,7 +237,7 @@ class _Dtype:
         if any(part is not None for part in state[2:5]) or state[5] not in (-1, self.numpy.itemsize):
             raise pickle.UnpicklingError("array types with fields or objects are not allowed in a weight file")
         order = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
-        self.numpy = self.numpy.newbyteorder(order)
+        self.numpy = self.numpy.newbyteorder(order)  # type: ignore[arg-type]  # one of the letters above
 
 
 class _PlainArray(np.ndarray):
@@ -240,7 +247,8 @@ class _PlainArray(np.ndarray):
         if not isinstance(state, tuple) or len(state) != 5:
             raise pickle.UnpicklingError("the state of an array is damaged")
         _, shape, dtype, is_fortran, data = state
-        super().__setstate__((1, *_array_parts(data, dtype, shape), bool(is_fortran), _as_bytes(data)))
+        parts: Any = (1, *_array_parts(data, dtype, shape), bool(is_fortran), _as_bytes(data))
+        super().__setstate__(parts)
 
 
 def _array_parts(data: Any, dtype: Any, shape: Any) -> tuple[tuple[int, ...], np.dtype]:

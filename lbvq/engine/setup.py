@@ -65,7 +65,7 @@ def default_setup(cfg: Any, args: argparse.Namespace) -> None:
     logger.info("Environment:\n%s", environment_report())
     logger.info("Command line: %s", " ".join(sys.argv))
     config_file = getattr(args, "config_file", "")
-    if config_file:
+    if Path(config_file).is_file():
         logger.info("Contents of %s:\n%s", config_file, Path(config_file).read_text(encoding="utf-8"))
     logger.info("Full configuration:\n%s", cfg.dump())
     if comm.is_main_process():

@@ -11,7 +11,7 @@ import os
 import pickle
 import sys
 import zipfile
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ def read_torch_file(path: str | os.PathLike) -> Any:
             raise ValueError(f"{path} is damaged or no weight file: {text[:300]}") from error
 
 
-def load_content(file: BinaryIO) -> Any:
+def load_content(file: IO[bytes]) -> Any:
     """Read a seekable file of any of the formats from its beginning; raises whatever is wrong."""
     start = file.read(len(ZIP_START))
     file.seek(0)
@@ -103,11 +103,8 @@ class _ZipReader:
     def _values(self, record: zipfile.ZipInfo) -> Tensor:
         """All bytes of a record; the archive checks its sum when the last one is read."""
         values = torch.empty(record.file_size, dtype=torch.uint8)
-        view = memoryview(values.numpy())
         with self._archive.open(record) as file:
-            for begin in range(0, record.file_size, CHUNK):
-                piece = file.read(min(CHUNK, record.file_size - begin))
-                view[begin : begin + len(piece)] = piece
+            _fill(values, file)
             file.read(1)  # the sum is checked at the end
         return values
 
@@ -115,7 +112,7 @@ class _ZipReader:
 class _LegacyReader:
     """The format before torch 1.6: four pickles, the list of storage keys, then the storages one after the other."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         begin = file.tell()
         self._left = file.seek(0, 2) - begin
@@ -157,8 +154,17 @@ class _LegacyReader:
         count = int.from_bytes(self._file.read(8), "little", signed=True)
         if count * self._item_sizes[key] != len(values):
             raise ValueError(f"the storage {key} has {count} values, another number than its tensors say")
-        if self._file.readinto(memoryview(values.numpy())) != len(values):
+        _fill(values, self._file)
+
+
+def _fill(values: Tensor, file: IO[bytes]) -> None:
+    """Read as many bytes as there are values."""
+    target = values.numpy()
+    for begin in range(0, len(target), CHUNK):
+        piece = file.read(min(CHUNK, len(target) - begin))
+        if len(piece) < min(CHUNK, len(target) - begin):
             raise EOFError("it ends before its last tensor")
+        target[begin : begin + len(piece)] = np.frombuffer(piece, np.uint8)
 
 
 def _parse_reference(reference: Any) -> tuple[StorageKind, str, int]:

@@ -5,54 +5,20 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 import lbvq.modeling  # noqa: F401  registers the methods
-from lbvq.config import CfgNode, get_cfg
 from lbvq.data.builtin import MetadataCatalog
 from lbvq.engine.checkpoint import load_weights
-from lbvq.zoo import MODELS, find_config
+from lbvq.zoo import load_config
 from mask2former.registry import build_model
 
 if TYPE_CHECKING:
     from mask2former.cfg import Cfg
 
-# In a folder with a `config.yaml` the first of these that exists is the model's weights.
-WEIGHT_FILES = ("model.safetensors", "model_best.pth", "model_final.pth")
-
 logger = logging.getLogger(__name__)
-
-
-def load_config(source: str | os.PathLike, opts: Sequence[Any] = ()) -> CfgNode:
-    """Read a configuration, then apply KEY VALUE pairs.
-
-    Args:
-        source: a YAML file; a file below our folder `configs`; a folder with `config.yaml` and weights, as training
-            leaves it; or a model of the zoo. The last two bring their weights along in MODEL.WEIGHTS.
-        opts: KEY VALUE pairs.
-    """
-    cfg, name = get_cfg(), os.fspath(source)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        cfg.merge_from_file(str(_in_folder(folder, "config.yaml")))
-        cfg.MODEL.WEIGHTS = str(_in_folder(folder, *WEIGHT_FILES))
-    else:
-        cfg.merge_from_file(os.fspath(find_config(name)))
-        if name in MODELS:
-            cfg.MODEL.WEIGHTS = MODELS[name].weights
-    cfg.merge_from_list(list(opts))
-    return cfg
-
-
-def _in_folder(folder: Path, *names: str) -> Path:
-    """The first of some files that a folder has."""
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise FileNotFoundError(f"{folder} is no folder of a model: it has no {' or '.join(names)}.")
 
 
 def load_model(

@@ -271,3 +271,18 @@ def test_missing_keys_are_added_and_present_ones_kept():
 @pytest.mark.parametrize("text", ["{[]: 1}", "(" * 500, "a b", "1 +", ""])
 def test_text_that_is_no_literal_stays_text(text):
     assert decode(text) == text
+
+
+def test_settings_are_accepted_with_an_equals_sign_too():
+    cfg = small_cfg()
+    cfg.merge_from_list(["SOLVER.MAX_ITER=3", "NAME", "a=b", "SOLVER.BASE_LR=1e-3"])
+    assert (cfg.SOLVER.MAX_ITER, cfg.NAME, cfg.SOLVER.BASE_LR) == (3, "a=b", 1e-3)
+    cfg.merge_from_list(["NAME=x=y", "SOLVER.MAX_ITER", 4])
+    assert (cfg.SOLVER.MAX_ITER, cfg.NAME) == (4, "x=y")
+    cfg.merge_from_list(["NAME="])
+    assert cfg.NAME == ""
+
+
+def test_an_option_among_the_settings_is_named():
+    with pytest.raises(ValueError, match="--eval-only stands among the settings"):
+        small_cfg().merge_from_list(["NAME", "x", "--eval-only"])

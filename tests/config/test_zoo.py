@@ -7,7 +7,7 @@ from helpers import CONFIGS
 
 from lbvq.config import get_cfg
 from lbvq.engine.known_weights import ADDRESSES, DRIVE_IDS, how_to_get
-from lbvq.zoo import MODELS, find_config, list_configs
+from lbvq.zoo import MODELS, _by_last_parts, find_config, list_configs, load_config
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
@@ -62,3 +62,32 @@ def test_every_known_weight_file_is_named_by_a_configuration_or_a_model():
     assert {*ADDRESSES, *DRIVE_IDS} <= named
     assert not set(ADDRESSES) & set(DRIVE_IDS)
     assert how_to_get("anything_else.pth") == ""
+
+
+@pytest.mark.parametrize(
+    "published, ours",
+    [
+        ("configs/genvis/ovis/genvis_R50_bs8_online.yaml", "ovis/genvis_R50_bs8_online.yaml"),
+        ("configs/genvis/ytvis19/genvis_R50_bs8_semi_online.yaml", "youtubevis_2019/genvis_R50_bs8_semi_online.yaml"),
+        ("configs/vita/youtubevis_2021/vita_SWIN_bs8.yaml", "youtubevis_2021/vita_SWIN_bs8.yaml"),
+        ("projects/GenVIS/configs/vita/ytvis_2019/vita_R50_bs8.yaml", "youtubevis_2019/vita_R50_bs8.yaml"),
+        ("/home/me/repo/configs/lvvis/video_ovformer_R50_bs8.yaml", "lvvis/video_ovformer_R50_bs8.yaml"),
+    ],
+)
+def test_a_path_of_a_published_command_is_found_by_its_last_parts_and_that_is_said(published, ours, caplog):
+    _by_last_parts.cache_clear()
+    assert find_config(published) == CONFIGS / ours
+    assert published in caplog.text and ours in caplog.text
+
+
+@pytest.mark.parametrize("name", ["mine/lbvq_R101_bs8.yaml", "configs/mine/vita_R50_bs8.yaml", "vita_R50_bs8.yaml"])
+def test_a_name_alone_does_not_choose_the_data(name):
+    with pytest.raises(FileNotFoundError, match="Near it"):
+        find_config(name)
+
+
+def test_a_configuration_of_a_published_model_brings_its_weights():
+    cfg = load_config("lbvq_r50_ytvis21", ["SOLVER.MAX_ITER=3"])
+    assert cfg.MODEL.WEIGHTS == "lbvq_r50_ytvis21.pth" and cfg.SOLVER.MAX_ITER == 3
+    assert load_config("lbvq_r50_ytvis21", ["MODEL.WEIGHTS", "x.pth"]).MODEL.WEIGHTS == "x.pth"
+    assert load_config("").MODEL.WEIGHTS == ""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import runpy
 import sys
 
 import numpy as np
 import pytest
 from data_cases import square
-from helpers import ROOT
+from helpers import ROOT, run_as_command
 from PIL import Image
 
 from lbvq.data import DatasetCatalog, MetadataCatalog
@@ -24,7 +23,7 @@ def run_script(monkeypatch, tmp_path):
 
     def run(script, *arguments):
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        runpy.run_path(str(ROOT / script), run_name="__main__")
+        run_as_command(ROOT / script)
 
     return run
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import runpy
 import shutil
 import sys
 
 import pytest
-from helpers import GOLDEN, ROOT
+from helpers import GOLDEN, ROOT, run_as_command
 
 from lbvq.data.ytvis import load_ytvis_json
 from lbvq.modeling.ovformer.criterion import class_frequencies
@@ -23,7 +22,7 @@ def run_script(monkeypatch, tmp_path):
 
     def run(script, *arguments):
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        runpy.run_path(str(ROOT / "datasets" / script), run_name="__main__")
+        run_as_command(ROOT / "datasets" / script)
 
     return run
 

@@ -34,7 +34,6 @@ import mask2former.layers as layers
 import mask2former.linear as linear
 import mask2former.modeling.folding as folding
 import mask2former.modeling.transformer_decoder as decoder
-from lbvq.config import get_cfg
 from lbvq.engine.checkpoint import load_weights
 from lbvq.engine.memory import peak_memory_mib
 from lbvq.inference.frames import ResizedFrames, open_frames
@@ -43,6 +42,7 @@ from lbvq.inference.stream import StreamPredictor
 from lbvq.modeling.clips.segmenter import ClipSegmenter
 from lbvq.modeling.online.segmenter import OnlineSegmenter
 from lbvq.modeling.postprocess import MaskStream
+from lbvq.zoo import load_config
 from mask2former.modeling.deform_attn import MSDeformAttn
 from mask2former.registry import build_model
 
@@ -92,9 +92,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def build(args: argparse.Namespace) -> nn.Module:
-    cfg = get_cfg()
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(["MODEL.DEVICE", args.device, "MODEL.COMPILE", args.compile, *args.opts])
+    cfg = load_config(args.config_file, ["MODEL.DEVICE", args.device, "MODEL.COMPILE", args.compile, *args.opts])
     model = build_model(cfg).eval()
     if args.weights:
         load_weights(model, args.weights)

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from lbvq.config import get_cfg
 from lbvq.data import MetadataCatalog, build_train_loader
 from lbvq.data.augment import ClipAugmenter
 from lbvq.data.augment_lists import clip_augmentations, pseudo_augmentations
@@ -25,6 +24,7 @@ from lbvq.data.clip_sampling import choose_frames
 from lbvq.data.frames import read_image
 from lbvq.data.loader import seeded
 from lbvq.data.synthetic import SyntheticSettings, write_dataset
+from lbvq.zoo import load_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,10 +50,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _config(args: argparse.Namespace, name: str) -> Any:
-    cfg = get_cfg()
-    if args.config_file:
-        cfg.merge_from_file(args.config_file)
-    else:
+    cfg = load_config(args.config_file or "")
+    if not args.config_file:
         cfg.INPUT.SAMPLING_FRAME_NUM = 6
         cfg.INPUT.FORMAT, cfg.INPUT.RANDOM_FLIP = "RGB", "flip_by_clip"
         for node in (cfg.INPUT, cfg.INPUT.PSEUDO):

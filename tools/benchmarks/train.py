@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 import lbvq.modeling  # noqa: F401  registers the methods
-from lbvq.config import get_cfg
 from lbvq.data import build_train_loader
 from lbvq.data.synthetic import SyntheticSettings, write_dataset
 from lbvq.engine.activation_checkpointing import enable_activation_checkpointing
@@ -29,6 +28,7 @@ from lbvq.engine.memory import peak_memory_mib
 from lbvq.engine.random_state import seed_all_rng
 from lbvq.engine.solver import build_gradient_clipper, build_optimizer
 from lbvq.engine.trainer import TrainStep
+from lbvq.zoo import load_config
 from mask2former.registry import build_model
 
 DEFAULT_CONFIG = "configs/synthetic/lbvq_R18_tiny.yaml"
@@ -84,9 +84,7 @@ class StageTimer(TrainStep):
 
 def run(args: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.WARNING)
-    cfg = get_cfg()
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = load_config(args.config_file, args.opts)
     seed_all_rng(max(cfg.SEED, 0))
     with tempfile.TemporaryDirectory() as folder:
         if not args.real:
