@@ -1,4 +1,4 @@
-"""Boxes, and the ways their four or five numbers can be meant."""
+"""Boxes, and the ways their four numbers can be meant."""
 
 from __future__ import annotations
 
@@ -12,33 +12,27 @@ from torch import Tensor
 
 
 class BoxMode(IntEnum):
-    """How the numbers of a box are meant. REL values are fractions of the image size."""
+    """How the four numbers of a box are meant, in pixels; the values are detectron2's."""
 
     XYXY_ABS = 0
     XYWH_ABS = 1
-    XYXY_REL = 2
-    XYWH_REL = 3
-    XYWHA_ABS = 4  # centre x, centre y, width, height, counter-clockwise angle in degrees
 
     @staticmethod
     def convert(box: Any, from_mode: BoxMode, to_mode: BoxMode) -> Any:
-        """Convert one box (list or tuple) or many (array or tensor (N, 4 or 5)); the type of `box` is kept.
+        """Convert one box (list or tuple) or many (array or tensor (N, 4)); the type of `box` is kept.
 
         As published: a list of floats goes through float32, so 0.1 comes back as 0.10000000149.
         """
         if from_mode == to_mode:
             return box
         from_mode, to_mode = BoxMode(from_mode), BoxMode(to_mode)
-        converter = _CONVERTERS.get((from_mode, to_mode))
-        if converter is None:
-            raise ValueError(f"Conversion of boxes from {from_mode.name} to {to_mode.name} is not supported.")
+        converter = _CONVERTERS[from_mode, to_mode]
         if isinstance(box, (list, tuple)):
             boxes = torch.tensor(box)[None]
         else:
             boxes = torch.from_numpy(np.asarray(box)).clone() if isinstance(box, np.ndarray) else box.clone()
-        width = 5 if from_mode == BoxMode.XYWHA_ABS else 4
-        if boxes.shape[-1] != width:
-            raise ValueError(f"A box in {from_mode.name} has {width} numbers, got {boxes.shape[-1]}.")
+        if boxes.shape[-1] != 4:
+            raise ValueError(f"A box has 4 numbers, got {boxes.shape[-1]}.")
         result = converter(boxes)
         if isinstance(box, (list, tuple)):
             return type(box)(result.flatten().tolist())
@@ -77,15 +71,6 @@ class Boxes:
         sides = self.tensor[:, 2:] - self.tensor[:, :2]
         return (sides > threshold).all(dim=1)
 
-    def scale(self, scale_x: float, scale_y: float) -> None:
-        """Multiply the coordinates, in place."""
-        self.tensor[:, 0::2] *= scale_x
-        self.tensor[:, 1::2] *= scale_y
-
-    def get_centers(self) -> Tensor:
-        """(N, 2) x and y of the middle."""
-        return (self.tensor[:, :2] + self.tensor[:, 2:]) / 2
-
     def clone(self) -> Boxes:
         return Boxes(self.tensor.clone())
 
@@ -119,24 +104,7 @@ def _size_from_corner(boxes: Tensor) -> Tensor:
     return boxes
 
 
-def _upright_around_rotated(boxes: Tensor) -> Tensor:
-    """Return the axis-parallel boxes x0, y0, x1, y1 around rotated ones."""
-    center, width, height, angle = boxes[..., :2].double(), boxes[..., 2], boxes[..., 3], boxes[..., 4].double()
-    cosine, sine = torch.deg2rad(angle).cos().abs(), torch.deg2rad(angle).sin().abs()
-    half = torch.stack([cosine * width + sine * height, sine * width + cosine * height], dim=-1) / 2
-    return torch.cat([center - half, center + half], dim=-1).to(boxes.dtype)
-
-
-def _rotated_by_zero(boxes: Tensor) -> Tensor:
-    """Return boxes x, y, width, height as rotated boxes with angle 0."""
-    centers = boxes[..., :2].double() + boxes[..., 2:].double() / 2
-    parts = [centers, boxes[..., 2:].double(), torch.zeros_like(centers[..., :1])]
-    return torch.cat(parts, dim=-1).to(boxes.dtype)
-
-
 _CONVERTERS: dict[tuple[BoxMode, BoxMode], Callable[[Tensor], Tensor]] = {
     (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS): _corner_from_size,
     (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS): _size_from_corner,
-    (BoxMode.XYWHA_ABS, BoxMode.XYXY_ABS): _upright_around_rotated,
-    (BoxMode.XYWH_ABS, BoxMode.XYWHA_ABS): _rotated_by_zero,
 }

@@ -26,7 +26,6 @@ __all__ = [
     "Boxes",
     "ImageList",
     "Instances",
-    "PolygonMasks",
     "ShapeSpec",
     "polygons_to_bitmask",
 ]
@@ -82,6 +81,12 @@ class ImageList:
     @property
     def device(self) -> torch.device:
         return self.tensor.device
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """(height, width) of every image with padding."""
+        height, width = self.tensor.shape[-2:]
+        return (height, width)
 
     def __len__(self) -> int:
         return len(self.image_sizes)
@@ -165,21 +170,6 @@ class Instances:
             index = _int_to_slice(int(index), len(self))
         return Instances(self._image_size, **{name: _select(value, index) for name, value in self._fields.items()})
 
-    @staticmethod
-    def cat(parts: Sequence[Instances]) -> Instances:
-        """Join the objects of Instances that have the same image size and the same fields."""
-        if not parts:
-            raise ValueError("Instances.cat needs at least one part, got none.")
-        first = parts[0]
-        for part in parts[1:]:
-            if tuple(part.image_size) != tuple(first.image_size):
-                raise ValueError(f"Image sizes must agree, got {first.image_size} and {part.image_size}.")
-            if part.get_fields().keys() != first.get_fields().keys():
-                names = [sorted(each.get_fields()) for each in (first, part)]
-                raise ValueError(f"Fields must agree, got {names[0]} and {names[1]}.")
-        fields = {name: _join(name, [part.get(name) for part in parts]) for name in first.get_fields()}
-        return Instances(first.image_size, **fields)
-
     def __repr__(self) -> str:
         count = len(self) if self._fields else 0
         return f"Instances({count} objects, image_size={self._image_size}, fields={sorted(self._fields)})"
@@ -193,13 +183,6 @@ class BitMasks:
         if tensor.dim() != 3:
             raise ValueError(f"BitMasks must have shape (N, H, W), got {tuple(tensor.shape)}.")
         self.tensor = tensor
-
-    @classmethod
-    def from_polygon_masks(cls, polygon_masks: PolygonMasks | Sequence[Sequence], height: int, width: int) -> BitMasks:
-        """Rasterise the polygons of every object."""
-        objects = polygon_masks.polygons if isinstance(polygon_masks, PolygonMasks) else polygon_masks
-        masks = [torch.from_numpy(polygons_to_bitmask(polygons, height, width)) for polygons in objects]
-        return cls(torch.stack(masks) if masks else torch.zeros(0, height, width))
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -234,61 +217,8 @@ class BitMasks:
     def __getitem__(self, index: int | slice | Tensor) -> BitMasks:
         return BitMasks(self.tensor[index][None] if isinstance(index, int) else self.tensor[index])
 
-    @classmethod
-    def cat(cls, parts: Sequence[BitMasks]) -> BitMasks:
-        return cls(torch.cat([part.tensor for part in parts]))
-
     def __repr__(self) -> str:
         return f"BitMasks({len(self)} masks, image_size={self.image_size})"
-
-
-class PolygonMasks:
-    """N masks of one image, each a list of polygons, each polygon a flat array x0, y0, x1, y1, ..."""
-
-    def __init__(self, polygons: Sequence[Sequence[Sequence[float]]]) -> None:
-        self.polygons = [[_as_polygon(points) for points in one_object] for one_object in polygons]
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
-
-    def area(self) -> Tensor:
-        """(N,) sum of the polygon areas; overlaps count twice."""
-        areas = [sum(_polygon_area(points) for points in one_object) for one_object in self.polygons]
-        return torch.tensor(areas, dtype=torch.float64)
-
-    def nonempty(self) -> Tensor:
-        """(N,) bool: the object has a polygon."""
-        return torch.tensor([len(one_object) > 0 for one_object in self.polygons], dtype=torch.bool)
-
-    def get_bounding_boxes(self) -> Boxes:
-        """Return the smallest boxes around all corners; zeros for an object without a polygon."""
-        boxes = torch.zeros(len(self), 4)
-        for box, one_object in zip(boxes, self.polygons, strict=True):
-            if one_object:
-                corners = torch.from_numpy(np.concatenate(one_object)).reshape(-1, 2)
-                box[:2], box[2:] = corners.amin(dim=0), corners.amax(dim=0)
-        return Boxes(boxes)
-
-    def to(self, *args: Any, **kwargs: Any) -> PolygonMasks:
-        """Return self: polygons live on the CPU."""
-        return self
-
-    def __len__(self) -> int:
-        return len(self.polygons)
-
-    def __iter__(self) -> Iterator[list[np.ndarray]]:
-        yield from self.polygons
-
-    def __getitem__(self, index: int | slice | Tensor | Sequence[int]) -> PolygonMasks:
-        return PolygonMasks([self.polygons[index]] if isinstance(index, int) else _select(self.polygons, index))
-
-    @classmethod
-    def cat(cls, parts: Sequence[PolygonMasks]) -> PolygonMasks:
-        return cls([one_object for part in parts for one_object in part.polygons])
-
-    def __repr__(self) -> str:
-        return f"PolygonMasks({len(self)} masks)"
 
 
 def polygons_to_bitmask(polygons: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
@@ -308,12 +238,6 @@ def _as_polygon(points: Sequence[float]) -> np.ndarray:
     if not np.isfinite(points).all():
         raise ValueError("A polygon has infinite or NaN coordinates.")
     return points
-
-
-def _polygon_area(points: np.ndarray) -> float:
-    """Shoelace formula."""
-    x, y = points[0::2], points[1::2]
-    return 0.5 * abs(float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))))
 
 
 def _first_and_last(used: Tensor) -> tuple[Tensor, Tensor]:
@@ -344,17 +268,3 @@ def _select(values: Any, index: slice | Tensor | np.ndarray | Sequence[int]) -> 
     if is_mask and len(index) != len(values):
         raise IndexError(f"A mask of {len(index)} entries cannot select from {len(values)} objects.")
     return type(values)(compress(values, index) if is_mask else [values[position] for position in index])
-
-
-def _join(name: str, values: list[Any]) -> Any:
-    """Concatenate one field of several Instances."""
-    first = values[0]
-    if isinstance(first, Tensor):
-        return torch.cat(values)
-    if isinstance(first, np.ndarray):
-        return np.concatenate(values)
-    if isinstance(first, (list, tuple)):
-        return type(first)(entry for value in values for entry in value)
-    if hasattr(type(first), "cat"):
-        return type(first).cat(values)
-    raise ValueError(f"Field {name!r} of type {type(first).__name__} cannot be concatenated.")

@@ -114,7 +114,7 @@ class StreamPredictor(Predictor):
             pending = join_evidence(self._pending, self.model.observe(batch, self.num_frames))
             state, masks = self.model.advance(self._state, pending)
             if self._masks is None:
-                sizes = {"padded_size": tuple(batch.tensor.shape[-2:]), "image_size": batch.image_sizes[0]}
+                sizes = {"padded_size": batch.padded_size, "image_size": batch.image_sizes[0]}
                 at_output = self.model.quality_of_output
                 self._masks = MaskStream(0, **sizes, output_size=images.original_size, quality_of_output=at_output)
             self._masks.reserve(len(masks))

@@ -14,7 +14,7 @@ from helpers import GOLDEN
 from mask2former.config import add_maskformer2_config
 from mask2former.modeling.maskformer import MaskFormer, image_targets
 from mask2former.registry import build_model
-from mask2former.structures import BitMasks, Instances, PolygonMasks
+from mask2former.structures import BitMasks, Instances
 
 NUM_CLASSES, NUM_QUERIES, DEC_LAYERS = 3, 6, 4
 
@@ -43,7 +43,6 @@ def published_config() -> CfgNode:
         DEC_LAYERS=10,
         TRANSFORMER_IN_FEATURE="multi_scale_pixel_decoder",
     )
-    cfg.MODEL.MASK_FORMER.TEST.update(SEMANTIC_ON=False, INSTANCE_ON=True)
     return cfg
 
 
@@ -121,15 +120,11 @@ def test_training_needs_annotations():
         small_model().train()([{"image": torch.zeros(3, 32, 32)}])
 
 
-@pytest.mark.parametrize("kind", ["bitmasks", "tensor", "polygons"])
+@pytest.mark.parametrize("kind", ["bitmasks", "tensor"])
 def test_targets_are_padded_at_the_bottom_and_right(kind):
     masks = torch.zeros(1, 8, 10, dtype=torch.bool)
     masks[0, 2:6, 3:9] = True
-    gt_masks = {
-        "bitmasks": BitMasks(masks),
-        "tensor": masks,
-        "polygons": PolygonMasks([[[3, 2, 9, 2, 9, 6, 3, 6]]]),
-    }[kind]
+    gt_masks = BitMasks(masks) if kind == "bitmasks" else masks
     instances = Instances((8, 10), gt_classes=torch.tensor([1]), gt_masks=gt_masks, gt_ids=torch.tensor([7]))
     targets = image_targets(instances, (32, 32))
     assert targets["masks"].shape == (1, 32, 32) and targets["masks"][0, 2:6, 3:9].all()
@@ -164,33 +159,6 @@ def test_a_batch_gives_what_its_images_give_alone():
         torch.testing.assert_close(batched.scores, single.scores, atol=1e-4, rtol=1e-4)
         assert (batched.pred_masks != single.pred_masks).float().mean() < 1e-3
     assert not torch.allclose(together[0].scores, together[1].scores, atol=1e-4)
-
-
-def test_all_three_tasks_can_be_read_at_once():
-    cfg = small_config()
-    cfg.MODEL.MASK_FORMER.TEST.update(SEMANTIC_ON=True, INSTANCE_ON=True, PANOPTIC_ON=True)
-    model = small_model(cfg)
-    result = evaluate(model, [sample()])[0]
-    assert result["sem_seg"].shape == (NUM_CLASSES, 100, 140)
-    segment_map, segments = result["panoptic_seg"]
-    assert segment_map.shape == (100, 140)
-    assert set(segment_map.unique().tolist()) - {0} == {segment["id"] for segment in segments}
-    model.thing_classes = {0}
-    assert set(evaluate(model, [sample()])[0]["instances"].pred_classes.tolist()) <= {0}
-
-
-def test_semantic_results_alone():
-    cfg = small_config()
-    cfg.MODEL.MASK_FORMER.TEST.update(SEMANTIC_ON=True, INSTANCE_ON=False)
-    result = evaluate(small_model(cfg), [sample()])[0]
-    assert list(result) == ["sem_seg"] and result["sem_seg"].shape == (NUM_CLASSES, 100, 140)
-
-
-def test_a_model_without_a_task_is_refused():
-    cfg = small_config()
-    cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON = False
-    with pytest.raises(ValueError, match="INSTANCE_ON"):
-        build_model(cfg)
 
 
 def test_images_are_normalised_before_they_are_padded():

@@ -183,7 +183,7 @@ class OnlineSegmenter(VideoModel):
             sizes: dict[str, Any] = {}
             for step, images in self.steps(video["image"]):
                 state, masks = self.advance(state, step)
-                sizes = {"image_size": images.image_sizes[0], "padded_size": tuple(images.tensor.shape[-2:])}
+                sizes = {"image_size": images.image_sizes[0], "padded_size": images.padded_size}
                 store.append(masks)
             return second_pass(
                 video,

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from mask2former.modeling.criterion import weighted
-from mask2former.modeling.maskformer import MaskFormer, MaskResizer, best_instances
+from mask2former.modeling.maskformer import MaskFormer
 from mask2former.registry import META_ARCH_REGISTRY
 from mask2former.structures import ImageList
 
 from ..base import FrameSegmenter
 from ..feature_store import FeatureStore
 from ..online.frame_matching import finite_masks
-from ..postprocess import output_size, second_pass, select_top
+from ..postprocess import second_pass, select_top
 from ..targets import prepare_targets
 from .criterion import OpenVocabularyCriterion
 from .decoder import with_open_vocabulary_decoder
@@ -111,9 +111,6 @@ class OVFormer(OpenVocabularyModel, MaskFormer):  # published name
         return {
             **super().from_config(cfg),
             "criterion": OpenVocabularyCriterion(**OpenVocabularyCriterion.from_config(cfg)),
-            "semantic_on": False,  # the published network has no sensible result but instances
-            "panoptic_on": False,
-            "instance_on": True,
             **cls.feature_sources(cfg, cfg.MODEL.MASK_FORMER.CLIP_IMAGE_PATH or LVIS_VAL_FEATURES),
         }
 
@@ -134,18 +131,8 @@ class OVFormer(OpenVocabularyModel, MaskFormer):  # published name
         keys = [sample["image_id"]] if "image_id" in sample else None
         return source.find(keys, [sample["image"]], self.device)
 
-    def inference(
-        self, outputs: dict[str, Any], samples: Sequence[Mapping[str, Any]], images: ImageList
-    ) -> list[dict[str, Any]]:
-        """Best (query, class) pairs of every image."""
-        scores = open_vocabulary_scores(outputs["pred_logits"].float(), outputs["pred_object_logits"].float())
-        results = []
-        for sample, size, score, masks in zip(
-            samples, images.image_sizes, scores, outputs["pred_masks"].float(), strict=True
-        ):
-            resize = MaskResizer(tuple(images.tensor.shape[-2:]), size, output_size(sample, size))
-            results.append({"instances": best_instances(score, masks, resize, self.top_k)})
-        return results
+    def class_scores(self, outputs: dict[str, Any]) -> Tensor:
+        return open_vocabulary_scores(outputs["pred_logits"].float(), outputs["pred_object_logits"].float())
 
 
 class OpenVocabularyVideoModel(OpenVocabularyModel, FrameSegmenter):
@@ -210,7 +197,7 @@ class OVFormerVideo(OpenVocabularyVideoModel):  # published name
                     tracks.add(embeddings, classes, objects)
                 masks.append(finite_masks(outputs["pred_masks"]))
                 logits.append(outputs["pred_logits"].cpu())
-                sizes = {"image_size": images.image_sizes[0], "padded_size": tuple(images.tensor.shape[-2:])}
+                sizes = {"image_size": images.image_sizes[0], "padded_size": images.padded_size}
             scores, labels, rows = select_top(tracks.scores(), self.num_predictions)
 
             def make_masks(pairs: Tensor) -> Iterator[Tensor]:
@@ -263,7 +250,7 @@ class VideoOVFormer(OpenVocabularyVideoModel):  # published name
                 tracks.add(*(outputs[name][0] for name in ("pred_embds", "pred_logits", "pred_object_logits")))
                 masks.append(finite_masks(outputs["pred_masks"][0].transpose(0, 1)))
                 lengths.append(len(images.image_sizes))
-                sizes = {"image_size": images.image_sizes[0], "padded_size": tuple(images.tensor.shape[-2:])}
+                sizes = {"image_size": images.image_sizes[0], "padded_size": images.padded_size}
 
             def make_masks(rows: Tensor) -> Iterator[Tensor]:
                 for maps, order in zip(masks.runs(lengths), tracks.orders, strict=True):

@@ -147,7 +147,7 @@ class VMT(VideoMaskHeads, VideoModel):
         """Targets of B clips, whose frames are `images`, clip by clip."""
         targets = []
         for sample, size in zip(samples, images.image_sizes[:: self.num_frames], strict=True):
-            target = clip_target(sample, tuple(images.tensor.shape[-2:]), self.device, self.num_classes)
+            target = clip_target(sample, images.padded_size, self.device, self.num_classes)
             boxes = boxes_of_masks(target["masks"], size)
             targets.append(ClipTarget(target["labels"] + self.class_offset, boxes, target["masks"], size))
         return targets
