@@ -73,21 +73,20 @@ def count_images(source: Path, result: Path) -> tuple[int, int]:
     return len(videos), len(categories)
 
 
+COUNTS = "lvvis_counts"
 COUNTED = "LVVIS/train/train_instances_nonovel.json"
 
 
 @user_command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", nargs="+", choices=[*sorted(FILES), "lvvis_counts"])
+    parser.add_argument("datasets", nargs="+", choices=[*sorted(FILES), COUNTS])
     parser.add_argument("--root", default=str(dataset_root()), help="default: DETECTRON2_DATASETS, else ./datasets")
-    parser.add_argument(
-        "--counts", default="datasets/metadata/lvvis_train_cat_info.json", help="result of lvvis_counts"
-    )
+    parser.add_argument("--counts", default="datasets/metadata/lvvis_train_cat_info.json", help=f"result of {COUNTS}")
     parser.add_argument("--overwrite", action="store_true", help="make files again that exist")
     args = parser.parse_args()
     for name in args.datasets:
-        if name == "lvvis_counts":
+        if name == COUNTS:
             if Path(args.counts).exists() and not args.overwrite:
                 print(f"{args.counts} exists and is kept; --overwrite makes it again.")
                 continue

@@ -7,6 +7,7 @@ The configuration may be ours or detectron2's: only attribute access is used.
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -26,7 +27,20 @@ logger = logging.getLogger(__name__)
 
 
 class Registry(FvcoreRegistry):
-    """fvcore's registry with a lookup error that names the valid choices."""
+    """fvcore's registry with a lookup error that names the valid choices; they may be imported when needed."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._providers: list[str] = []
+
+    def provide_from(self, module: str) -> None:
+        """Import a module, which registers more, when a name is asked for that nobody has registered."""
+        self._providers.append(module)
+
+    def __contains__(self, name: str) -> bool:
+        while not super().__contains__(name) and self._providers:
+            importlib.import_module(self._providers.pop())
+        return super().__contains__(name)
 
     @property
     def name(self) -> str:
@@ -85,6 +99,11 @@ def build_backbone(cfg: Cfg, input_shape: ShapeSpec | None = None) -> nn.Module:
 def build_sem_seg_head(cfg: Cfg, input_shape: Mapping[str, ShapeSpec]) -> nn.Module:
     """Build `cfg.MODEL.SEM_SEG_HEAD.NAME` for the feature maps described by `input_shape`."""
     return build_from_cfg(SEM_SEG_HEADS_REGISTRY, cfg.MODEL.SEM_SEG_HEAD.NAME, cfg, input_shape)
+
+
+def knows_model(cfg: Cfg) -> bool:
+    """Whether the model of a configuration is registered."""
+    return cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY
 
 
 def model_class(cfg: Cfg) -> type[nn.Module]:

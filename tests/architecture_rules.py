@@ -7,15 +7,16 @@ how to mend it. `test_architecture.py` applies them to the project, and to toy t
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from source_tree import PACKAGES, SCRIPT_FOLDERS, imports, is_inside, module_name, place, sources
+
 MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 70
 MAX_ROOT_MODULES = 6
-PACKAGES = ("mask2former", "lbvq")
-SCRIPT_FOLDERS = ("demo", "tools", "datasets")
 
 # The ground floor of lbvq, usable by every part of it; the type of a configuration has no code.
 BOTTOM = ("lbvq.masks", "lbvq.files", "mask2former.cfg")
@@ -45,7 +46,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "lbvq.inference.results": BOTTOM,
     "lbvq.config": ("mask2former.config", "mask2former.cfg"),
-    "lbvq.data": ("mask2former.structures", "lbvq.engine.comm", *BOTTOM),
+    "lbvq.data": (
+        "mask2former.abilities",
+        "mask2former.registry",
+        "mask2former.structures",
+        "lbvq.engine.comm",
+        *BOTTOM,
+    ),
     "lbvq.data.formats": ("lbvq.data", "lbvq.video", *BOTTOM),
     "lbvq.evaluation": (
         "lbvq.data.catalog",
@@ -57,6 +64,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "lbvq.modeling": ("mask2former", *BOTTOM),
 }
+
+# Where the name of a data set or of a method may decide: where it is given its meaning.
+NAMES_DECIDE_IN = ("lbvq.config", "lbvq.data.builtin", "mask2former.config", "mask2former.registry")
+_DATA_SET = re.compile(r"(hq_)?(burst|coco|lvis|lvvis|ovis|synthetic|youtubevis|ytvis)(?![a-z])")
 
 # Method -> methods it builds on; everything else two methods share belongs into a shared module.
 PARENTS: dict[str, tuple[str, ...]] = {"genvis": ("vita",)}
@@ -87,42 +98,6 @@ OPTIONAL: dict[str, str | None] = {
     "mypy": None,
 }
 OPTIONAL_IMPORTS = {*filter(None, OPTIONAL.values()), "torch.utils.tensorboard", "sam2", "detectron2"}
-
-
-# ---- reading sources
-
-
-def sources(root: Path, with_tests: bool = True) -> Iterator[tuple[Path, ast.Module]]:
-    """Yield every Python file of the project, parsed."""
-    folders = [*PACKAGES, *SCRIPT_FOLDERS, *(["tests"] if with_tests else [])]
-    paths = [path for folder in folders for path in sorted((root / folder).rglob("*.py"))]
-    for path in [*sorted(root.glob("*.py")), *paths]:
-        yield path, ast.parse(path.read_text(encoding="utf-8"), str(path))
-
-
-def module_name(root: Path, path: Path) -> str:
-    parts = path.relative_to(root).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def imports(root: Path, path: Path, tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Yield (line, absolute name) of everything a file imports, wherever in the file."""
-    package = path.relative_to(root).parts[:-1]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else ()
-            for alias in node.names:
-                yield node.lineno, ".".join([*base, *filter(None, [node.module]), alias.name])
-
-
-def is_inside(name: str, parts: tuple[str, ...] | set[str]) -> bool:
-    return any(name == part or name.startswith(f"{part}.") for part in parts)
-
-
-def place(root: Path, path: Path, line: int) -> str:
-    return f"{path.relative_to(root)}:{line}"
 
 
 # ---- rules
@@ -236,6 +211,48 @@ def entangled_methods(root: Path) -> list[str]:
                     "declare the parent in PARENTS of tests/architecture_rules.py"
                 )
     return found
+
+
+def dispatch_on_names(root: Path) -> list[str]:
+    """Comparisons with the name of a data set or method, and reads of META_ARCHITECTURE; metadata and classes know."""
+    methods = {name for _, tree in sources(root, with_tests=False) for name in _registered_names(tree)}
+    found = []
+    for path, tree in sources(root, with_tests=False):
+        if is_inside(module_name(root, path), NAMES_DECIDE_IN):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and node.attr == "META_ARCHITECTURE" and isinstance(node.ctx, ast.Load):
+                found.append(
+                    f"{place(root, path, node.lineno)} reads META_ARCHITECTURE; ask model_class(cfg) or the model"
+                )
+            found += [
+                f"{place(root, path, node.lineno)} decides by the name {text!r}; ask the metadata or the class"
+                for text in _compared_texts(node)
+                if _DATA_SET.match(text) or text in methods
+            ]
+    return found
+
+
+def _compared_texts(node: ast.AST) -> Iterator[str]:
+    """Texts that a node compares something with: `==`, `in`, `startswith`, `endswith`, a `case`."""
+    parts: list[ast.AST] = []
+    if isinstance(node, ast.Compare):
+        parts = [node.left, *node.comparators]
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        parts = list(node.args) if node.func.attr in ("startswith", "endswith") else []
+    elif isinstance(node, ast.MatchValue):
+        parts = [node.value]
+    parts = [each for part in parts for each in (getattr(part, "elts", None) or [part])]
+    yield from (each.value for each in parts if isinstance(each, ast.Constant) and isinstance(each.value, str))
+
+
+def _registered_names(tree: ast.AST) -> Iterator[str]:
+    """Names that a file registers meta architectures under."""
+    for node in ast.walk(tree):
+        for call in getattr(node, "decorator_list", []):
+            if ast.unparse(call).startswith("META_ARCH_REGISTRY.register("):
+                yield node.name
+                yield from (word.value for word in call.args if isinstance(word, ast.Constant))
 
 
 def _registering_files(folder: Path) -> list[Path]:

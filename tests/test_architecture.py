@@ -40,6 +40,10 @@ def test_methods_use_shared_modules_and_declared_parents_only():
     assert_none(rules.entangled_methods(ROOT))
 
 
+def test_nothing_decides_by_the_name_of_a_method_or_data_set():
+    assert_none(rules.dispatch_on_names(ROOT))
+
+
 def test_only_the_plugin_imports_detectron2():
     assert_none(rules.detectron2_imports(ROOT))
 
@@ -190,6 +194,21 @@ BROKEN: list[tuple[Callable[[Path], list[str]], dict[str, str], str]] = [
         {"lbvq/modeling/genvis.py": REGISTERED, "lbvq/modeling/vita.py": f"from . import genvis\n{REGISTERED}"},
         "the method vita imports the method genvis",
     ),
+    (rules.dispatch_on_names, {"lbvq/x.py": "if cfg.MODEL.META_ARCHITECTURE in MODELS:\n    pass"}, "reads META_ARCH"),
+    (rules.dispatch_on_names, {"lbvq/x.py": "a = metric == 'ovis'"}, "x.py:1 decides by the name 'ovis'"),
+    (rules.dispatch_on_names, {"train_net.py": "a = name in (other, 'coco_2017_val')"}, "the name 'coco_2017_val'"),
+    (rules.dispatch_on_names, {"tools/x.py": "a = name.startswith('ytvis_2022')"}, "the name 'ytvis_2022'"),
+    (rules.dispatch_on_names, {"lbvq/x.py": "match kind:\n    case 'hq_ytvis':\n        pass"}, "the name 'hq_ytvis'"),
+    (
+        rules.dispatch_on_names,
+        {"lbvq/modeling/a.py": REGISTERED, "lbvq/x.py": "a = type(model).__name__ == 'Method'"},
+        "x.py:1 decides by the name 'Method'",
+    ),
+    (
+        rules.dispatch_on_names,
+        {"lbvq/modeling/a.py": REGISTERED.replace("()", "('other')"), "lbvq/x.py": "a = 'other' != name"},
+        "x.py:1 decides by the name 'other'",
+    ),
     (rules.detectron2_imports, {"tools/x.py": "def f():\n    from detectron2 import y"}, "x.py:2 imports detectron2.y"),
     (rules.optional_imports_at_module_level, {"lbvq/refine/sam.py": "import segment_anything"}, "sam.py:1"),
     (
@@ -264,6 +283,14 @@ KEPT: list[tuple[Callable[[Path], list[str]], dict[str, str]]] = [
             "lbvq/modeling/vita.py": f"from .base import x\nfrom .vita_parts import y\n{REGISTERED}",
             "lbvq/modeling/vita_parts.py": "from .base import x",
             "lbvq/modeling/genvis.py": f"from .vita import x\n{REGISTERED}",
+        },
+    ),
+    (
+        rules.dispatch_on_names,
+        {
+            "lbvq/data/builtin.py": "a = table == 'ovis'",
+            "mask2former/registry.py": "a = cfg.MODEL.META_ARCHITECTURE",
+            "lbvq/x.py": "cfg.MODEL.META_ARCHITECTURE = 'Lbvq'\na = TABLE['ovis']\nb = text in ('overlap', 'lvisit')",
         },
     ),
     (rules.detectron2_imports, {"lbvq/detectron2_plugin.py": "import detectron2"}),

@@ -20,13 +20,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lbvq.data.catalog import LONG_VIDEO_FRAMES
 from lbvq.engine.user_errors import user_command
+from lbvq.evaluation.image_metrics import IMAGE_METRICS
 from lbvq.evaluation.tables import format_results
-from lbvq.evaluation.video_metrics import LONG_VIDEO_FRAMES, VIDEO_METRICS, VideoScorer, read_ground_truth
+from lbvq.evaluation.video_metrics import VIDEO_METRICS, VideoScorer, metric_settings, read_ground_truth
 from lbvq.files.mask_file import read_mask_file
 from lbvq.files.writing import write_text
 
-METRICS = (*VIDEO_METRICS, "coco", "lvis")
+METRICS = (*VIDEO_METRICS, *IMAGE_METRICS)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -60,16 +62,6 @@ def is_burst_format(path: Path) -> bool:
     return path.is_dir() or (isinstance(content := read_mask_file(path).document, Mapping) and "sequences" in content)
 
 
-def score_images(args: argparse.Namespace) -> dict[str, Any]:
-    if args.metric == "lvis":
-        from lbvq.evaluation.lvis import LvisScorer
-
-        return {"segm": LvisScorer(args.gt).update(args.results).compute()}
-    from lbvq.evaluation.coco import score_coco
-
-    return score_coco(args.gt, args.results)
-
-
 def score_burst_files(args: argparse.Namespace) -> dict[str, Any]:
     """The benchmark's own evaluation: a table with one column per group of classes."""
     from lbvq.evaluation.burst import score_burst
@@ -94,7 +86,8 @@ def score_videos(args: argparse.Namespace) -> dict[str, Any]:
     scorer = VideoScorer(args.metric, ground_truth, **options)
     predictions = read_mask_file(args.results)
     scores = scorer.update(predictions, str(args.results)).compute()
-    if args.metric in ("lvvis", "burst") and not args.reference and any(t.is_crowd for t in ground_truth.tracks):
+    ours, published = (metric_settings(args.metric, reference=each)["segm"] for each in (args.reference, True))
+    if ours.crowd_is_ignored != published.crowd_is_ignored and any(track.is_crowd for track in ground_truth.tracks):
         print("Note: the ground truth has crowd tracks, which the published evaluator counts; see --reference.")
     if args.report:
         from lbvq.evaluation.report import write_report
@@ -110,9 +103,9 @@ def score_videos(args: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    if args.metric in ("coco", "lvis"):
-        tables = score_images(args)
-    elif args.metric == "burst" and is_burst_format(args.gt):
+    if args.metric in IMAGE_METRICS:
+        tables = IMAGE_METRICS[args.metric](args.gt, args.results)
+    elif VIDEO_METRICS[args.metric].own_files and is_burst_format(args.gt):
         tables = score_burst_files(args)
     else:
         tables = score_videos(args)

@@ -21,6 +21,7 @@ from lbvq.data.augment import (
 
 logger = logging.getLogger(__name__)
 
+LARGE_SCALE_JITTER = "coco_instance_lsj"  # INPUT.DATASET_MAPPER_NAME, as published
 _CROP_SHORT_EDGES = (400, 500, 600)  # as published: sizes before a random crop
 _CROP_MAX_SIZE = 1333
 _ANGLE = (-15.0, 15.0)
@@ -55,10 +56,10 @@ def pseudo_augmentations(cfg: Any) -> list[Policy]:
 
 
 def image_augmentations(cfg: Any) -> list[Policy]:
-    """Transforms for training on single images; INPUT.DATASET_MAPPER_NAME "coco_instance_lsj" is large-scale jitter."""
+    """Transforms for training on single images; see `LARGE_SCALE_JITTER`."""
     flips = _flip(cfg)
     colors = [RandomColorJitter(cfg.INPUT.FORMAT)] if cfg.INPUT.COLOR_AUG_SSD else []
-    if cfg.INPUT.DATASET_MAPPER_NAME == "coco_instance_lsj":
+    if cfg.INPUT.DATASET_MAPPER_NAME == LARGE_SCALE_JITTER:
         size = cfg.INPUT.IMAGE_SIZE
         jitter = [ResizeScale(cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE, size, size), FixedSizeCrop((size, size))]
         return [*flips, *jitter, *colors]

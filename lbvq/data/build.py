@@ -35,10 +35,12 @@ from lbvq.data.samplers import (
     repeat_factors,
 )
 from lbvq.engine import comm
+from mask2former.abilities import has_ability
+from mask2former.registry import META_ARCH_REGISTRY, knows_model, model_class
+
+META_ARCH_REGISTRY.provide_from("lbvq.modeling")  # whose classes say what a sample of theirs is
 
 logger = logging.getLogger(__name__)
-
-IMAGE_MODELS = ("MaskFormer", "OVFormer")  # MODEL.META_ARCHITECTURE of models whose sample is one image
 
 
 @dataclass(frozen=True)
@@ -143,10 +145,10 @@ def build_train_mapper(cfg: Any, name: str, target: str) -> Mapper:
     """Choose how records of data set `name` become training samples for the classes of `target`."""
     class_map = class_map_between(name, target)
     kind = _kind(name)
-    if cfg.MODEL.META_ARCHITECTURE in IMAGE_MODELS:
+    if _takes_images(cfg):
         if kind != "image" or class_map is not None:
             raise ValueError(
-                f"{cfg.MODEL.META_ARCHITECTURE} trains on images with the classes of one data set, got {name!r} for "
+                f"{model_class(cfg).__name__} trains on images with the classes of one data set, got {name!r} for "
                 f"the target {target!r}; set DATASETS.TRAIN."
             )
         return ImageMapper.from_config(cfg)
@@ -164,7 +166,7 @@ def build_test_loader(cfg: Any, dataset_name: str, *, mapper: Mapper | None = No
     if mapper is None:
         if _kind(dataset_name) == "video":
             mapper = VideoTestMapper.from_config(cfg)
-        elif cfg.MODEL.META_ARCHITECTURE in IMAGE_MODELS:
+        elif _takes_images(cfg):
             mapper = ImageTestMapper.from_config(cfg)
         else:
             mapper = ImageAsClipTestMapper.from_config(cfg)
@@ -268,6 +270,11 @@ def _sampler_name(cfg: Any) -> str:
     if name not in TRAINING_SAMPLERS:
         raise ValueError(f"DATALOADER.SAMPLER_TRAIN must be one of {TRAINING_SAMPLERS}, got {name!r}.")
     return name
+
+
+def _takes_images(cfg: Any) -> bool:
+    """Whether a sample of the model is a single image; a model that is not known is given clips."""
+    return knows_model(cfg) and not has_ability(model_class(cfg), "video")
 
 
 def _kind(name: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from lbvq.data.catalog import DatasetCatalog, MetadataCatalog, dataset_root
+from lbvq.data.catalog import LONG_VIDEO_FRAMES, DatasetCatalog, MetadataCatalog, dataset_root
 from lbvq.data.categories import category_table, class_names, contiguous_ids
 
 
@@ -24,6 +24,7 @@ class Row:
         evaluator_type: what scores results on it.
         pseudo_table: table that maps COCO categories to this target, "" if there is none.
         options: further arguments of the reader.
+        facts: further metadata.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Row:
     evaluator_type: str
     pseudo_table: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def rows() -> Iterator[Row]:
@@ -55,9 +57,9 @@ def _youtube_vis() -> Iterator[Row]:
     for year, split, folder in splits:
         folder = f"ytvis_{year}/{'valid' if folder == 'val' else folder}"
         table = f"ytvis_{min(year, 2021)}"  # 2022 has the categories of 2021
-        yield Row(
-            f"ytvis_{year}_{split}", "video", (f"{folder}/JPEGImages",), (f"{folder}.json",), table, "ytvis", table
-        )
+        facts = {"long_videos": LONG_VIDEO_FRAMES} if year == 2022 else {}
+        files = (f"{folder}/JPEGImages",), (f"{folder}.json",)
+        yield Row(f"ytvis_{year}_{split}", "video", *files, table, "ytvis", table, facts=facts)
     for split in ("train", "val", "test"):  # the videos of every HQ split are training videos of YouTube-VIS 2019
         yield Row(
             f"hq_ytvis_{split}",
@@ -153,4 +155,5 @@ def _describe(row: Row) -> None:
         kind="video" if row.kind == "video" else "image",
         category_table=table,
         pseudo_table=row.pseudo_table,
+        **row.facts,
     )

@@ -12,7 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DatasetCatalog", "Metadata", "MetadataCatalog", "MetadataConflictError", "dataset_root"]
+__all__ = [
+    "LONG_VIDEO_FRAMES",
+    "DatasetCatalog",
+    "Metadata",
+    "MetadataCatalog",
+    "MetadataConflictError",
+    "dataset_root",
+]
+
+
+# No video of YouTube-VIS 2021 has more annotated frames. The validation set of 2022 is that of 2021 and 71 longer ones.
+LONG_VIDEO_FRAMES = 36
 
 
 def dataset_root() -> Path:
@@ -26,6 +37,9 @@ class MetadataConflictError(ValueError, AssertionError):
 
 class Metadata:
     """Facts about one data set as attributes, e.g. `thing_classes`, `json_file`, `evaluator_type`.
+
+    What evaluates a data set is asked of it, not of its name: `evaluator_type`, which its category table may refine
+    ("evaluators"), and `long_videos`, the number of frames above which videos are reported apart.
 
     A fact never changes: setting it again is allowed only to an equal value. A fact may also be a function, which runs
     when the fact is read, so that paths follow DETECTRON2_DATASETS and no file is read before it is needed.

@@ -46,6 +46,9 @@ def contiguous_ids(table: str) -> dict[int, int]:
     return {category["id"]: index for index, category in enumerate(category_table(table)["categories"])}
 
 
+PSEUDO_SOURCE = "coco"  # the table whose ids `coco_to_video` maps
+
+
 def coco_to_video(table: str) -> dict[int, int]:
     """COCO category id -> category id of a video data set (ytvis_2019, ytvis_2021 or ovis)."""
     tables = category_table("coco_to_video")

@@ -6,7 +6,7 @@ import logging
 import re
 
 from lbvq.data.catalog import MetadataCatalog
-from lbvq.data.categories import coco_to_video
+from lbvq.data.categories import PSEUDO_SOURCE, coco_to_video
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def class_map_between(source: str, target: str) -> dict[int, int] | None:
             )
     if list(given.thing_classes) == list(wanted.thing_classes):
         return None
-    if given.get("category_table") == "coco" and wanted.get("pseudo_table"):
+    if given.get("category_table") == PSEUDO_SOURCE and wanted.get("pseudo_table"):
         ids, target_ids = given.thing_dataset_id_to_contiguous_id, wanted.thing_dataset_id_to_contiguous_id
         table = coco_to_video(wanted.pseudo_table)
         return {ids[coco_id]: target_ids[video_id] for coco_id, video_id in table.items() if coco_id in ids}

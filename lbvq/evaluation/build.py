@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lbvq.data.catalog import MetadataCatalog
+from lbvq.data.categories import category_table
 from lbvq.evaluation.base import DatasetEvaluator
 from lbvq.evaluation.image_evaluator import ImageInstanceEvaluator
+from lbvq.evaluation.image_metrics import IMAGE_METRICS
 from lbvq.evaluation.video_evaluator import VideoInstanceEvaluator
-from lbvq.evaluation.video_metrics import LONG_VIDEO_FRAMES
+from lbvq.evaluation.video_metrics import VIDEO_METRICS
 
 if TYPE_CHECKING:
     from mask2former.cfg import Cfg
@@ -18,9 +20,9 @@ if TYPE_CHECKING:
 
 def _video(metric: str) -> Callable[..., DatasetEvaluator]:
     def build(dataset_name: str, output_dir: Path, open_vocabulary: bool) -> DatasetEvaluator:
-        is_open = open_vocabulary and metric == "ytvis"
-        long_videos = LONG_VIDEO_FRAMES if dataset_name.startswith("ytvis_2022") else None
-        options = {"base_novel": is_open or None, "long_videos": long_videos}
+        base_novel = (open_vocabulary and VIDEO_METRICS[metric].base_novel_if_open) or None
+        long_videos = MetadataCatalog.get(dataset_name).get("long_videos")
+        options = {"base_novel": base_novel, "long_videos": long_videos}
         return VideoInstanceEvaluator(dataset_name, output_dir, metric=metric, **options)
 
     return build
@@ -33,10 +35,10 @@ def _image(metric: str) -> Callable[..., DatasetEvaluator]:
     return build
 
 
-# `evaluator_type` of a data set -> function of (dataset_name, output_dir, open_vocabulary). A metric is one entry.
+# `evaluator_type` of a data set -> function of (dataset_name, output_dir, open_vocabulary).
 EVALUATORS: dict[str, Callable[..., DatasetEvaluator]] = {
-    **{metric: _video(metric) for metric in ("ytvis", "ovis", "hq_ytvis", "lvvis", "burst")},
-    **{metric: _image(metric) for metric in ("coco", "lvis")},
+    **{metric: _video(metric) for metric in VIDEO_METRICS},
+    **{metric: _image(metric) for metric in IMAGE_METRICS},
 }
 
 
@@ -53,9 +55,9 @@ def build_evaluator(
             on closed data sets, too.
     """
     metadata = MetadataCatalog.get(dataset_name)
-    kind = metadata.get("evaluator_type")
-    if kind == "ytvis" and metadata.get("category_table") == "ovis":
-        kind = "ovis"  # as published OVIS is registered as YouTube-VIS, but it has occlusion ranges
+    kind, table = metadata.get("evaluator_type"), metadata.get("category_table")
+    if table:  # as published OVIS is registered as YouTube-VIS, but it has occlusion ranges
+        kind = category_table(table).get("evaluators", {}).get(kind, kind)
     if kind not in EVALUATORS:
         raise ValueError(
             f"data set {dataset_name!r} has the evaluator_type {kind!r}; there are {', '.join(sorted(EVALUATORS))}. "

@@ -11,8 +11,7 @@ from typing import Any
 from lbvq.data.catalog import MetadataCatalog
 from lbvq.engine import comm
 from lbvq.evaluation.base import DatasetEvaluator, Results
-from lbvq.evaluation.coco import score_coco
-from lbvq.evaluation.lvis import LvisScorer
+from lbvq.evaluation.image_metrics import IMAGE_METRICS
 from lbvq.evaluation.result_files import ResultParts
 from lbvq.evaluation.tables import format_results
 from lbvq.files.mask_file import read_mask_file
@@ -44,10 +43,10 @@ class ImageInstanceEvaluator(DatasetEvaluator):
         Args:
             dataset_name: a registered data set.
             output_dir: gets results.json and results.zip.
-            metric: "coco" or "lvis".
+            metric: one of `IMAGE_METRICS`.
         """
-        if metric not in ("coco", "lvis"):
-            raise ValueError(f"metric must be 'coco' or 'lvis', got {metric!r}")
+        if metric not in IMAGE_METRICS:
+            raise ValueError(f"metric must be one of {', '.join(IMAGE_METRICS)}, got {metric!r}")
         self._metadata = MetadataCatalog.get(dataset_name)
         self._metric = metric
         self._parts = ResultParts(output_dir)
@@ -105,10 +104,7 @@ class ImageInstanceEvaluator(DatasetEvaluator):
         if not isinstance(truth.document, Mapping) or truth.document.get("annotations") is None:
             logger.warning("Annotations are not available for evaluation: %s has none.", self._metadata.json_file)
             return {}
-        if self._metric == "lvis":
-            results = {"segm": LvisScorer(truth).update(path).compute()}
-        else:
-            results = score_coco(truth, path)
+        results = IMAGE_METRICS[self._metric](truth, path)
         logger.info("%s", format_results(results))
         return results
 

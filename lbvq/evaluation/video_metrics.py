@@ -16,7 +16,7 @@ Published evaluators have defects. By default they are corrected; `reference=Tru
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,36 +28,68 @@ from lbvq.evaluation.tube_ap_result import TubeApResult
 from lbvq.evaluation.tube_ap_settings import OCCLUSION_RANGES, TubeApSettings
 from lbvq.files.mask_file import MaskFile, read_mask_file
 
-# No video of YouTube-VIS 2021 has more annotated frames. The validation set of 2022 is that of 2021 and 71 longer ones.
-LONG_VIDEO_FRAMES = 36
-VIDEO_METRICS = ("ytvis", "ovis", "hq_ytvis", "lvvis", "burst")
 _REFINED = "segmentations_refined"
 # data sets whose category table says which categories are novel
 _SPLIT_DATASETS = ("ytvis_2019_val", "ytvis_2021_val", "lvvis_val", "burst_val")
 
 
+@dataclass(frozen=True)
+class VideoMetric:
+    """What one published benchmark measures.
+
+    Attributes:
+        tasks: function of `reference` that returns task -> what of `TubeApSettings` differs from the default.
+        refined_masks: the masks are those under "segmentations_refined".
+        whole_areas: as published, see `GroundTruth`.
+        base_novel: base and novel categories are reported apart.
+        base_novel_if_open: they are for models whose classes are given as text.
+        own_files: annotations also come as the benchmark's own files.
+    """
+
+    tasks: Callable[[bool], dict[str, dict[str, Any]]]
+    refined_masks: bool = False
+    whole_areas: bool = False
+    base_novel: bool = False
+    base_novel_if_open: bool = False
+    own_files: bool = False
+
+
+def _burst_tasks(reference: bool) -> dict[str, dict[str, Any]]:
+    areas = "none" if reference else "masks"
+    return {"segm": {"one_to_one": not reference, "areas": areas, "crowd_is_ignored": not reference}}
+
+
+VIDEO_METRICS: dict[str, VideoMetric] = {
+    "ytvis": VideoMetric(lambda reference: {"segm": {}}, base_novel_if_open=True),
+    "ovis": VideoMetric(lambda reference: {"segm": {"occlusion_ranges": OCCLUSION_RANGES}}),
+    "hq_ytvis": VideoMetric(
+        lambda reference: {"boundary": {"boundary_ratio": DILATION_RATIO}, "segm": {}}, refined_masks=True
+    ),
+    "lvvis": VideoMetric(
+        lambda reference: {"segm": {"crowd_is_ignored": not reference}}, whole_areas=True, base_novel=True
+    ),
+    "burst": VideoMetric(_burst_tasks, base_novel=True, own_files=True),
+}
+
+
+def video_metric(name: str) -> VideoMetric:
+    """Return the metric of a name; ValueError lists what there is."""
+    if name not in VIDEO_METRICS:
+        raise ValueError(f"unknown video metric {name!r}; there are {', '.join(VIDEO_METRICS)}")
+    return VIDEO_METRICS[name]
+
+
 def metric_settings(metric: str, *, reference: bool = False) -> dict[str, TubeApSettings]:
     """Task -> settings of one metric of VIDEO_METRICS."""
-    common: dict[str, Any] = {"different_lengths": reference, "id_zero_is_lost": reference}
-    if metric == "ytvis":
-        return {"segm": TubeApSettings(**common)}
-    if metric == "ovis":
-        return {"segm": TubeApSettings(occlusion_ranges=OCCLUSION_RANGES, **common)}
-    if metric == "hq_ytvis":
-        return {"boundary": TubeApSettings(boundary_ratio=DILATION_RATIO, **common), "segm": TubeApSettings(**common)}
-    if metric == "lvvis":
-        return {"segm": TubeApSettings(crowd_is_ignored=not reference, **common)}
-    if metric == "burst":
-        areas = "none" if reference else "masks"
-        crowd = {"crowd_is_ignored": not reference}
-        return {"segm": TubeApSettings(one_to_one=not reference, areas=areas, **crowd, **common)}
-    raise ValueError(f"unknown video metric {metric!r}; there are {', '.join(VIDEO_METRICS)}")
+    common = {"different_lengths": reference, "id_zero_is_lost": reference}
+    return {task: TubeApSettings(**own, **common) for task, own in video_metric(metric).tasks(reference).items()}
 
 
 def read_ground_truth(metric: str, source: Any, *, reference: bool = False) -> GroundTruth:
     """Read an annotation file the way a metric wants it."""
-    if metric != "hq_ytvis":
-        return GroundTruth(source, whole_areas=reference and metric == "lvvis")
+    facts = video_metric(metric)
+    if not facts.refined_masks:
+        return GroundTruth(source, whole_areas=reference and facts.whole_areas)
     if reference:
         return GroundTruth(source, boundary_key=_REFINED)
     return GroundTruth(source, segmentations_key=_REFINED)
@@ -97,7 +129,7 @@ class VideoScorer:
             ground_truth: path or content of an annotation file, or what `read_ground_truth` returns.
             reference: reproduce the published evaluator with its defects.
             base_novel: report base and novel categories apart; None does so for open-vocabulary data sets.
-            long_videos: report videos of more than so many frames apart, see `LONG_VIDEO_FRAMES`.
+            long_videos: report videos of more than so many frames apart, see `lbvq.data.catalog.LONG_VIDEO_FRAMES`.
         """
         settings = metric_settings(metric, reference=reference)
         if not isinstance(ground_truth, GroundTruth):
@@ -105,7 +137,7 @@ class VideoScorer:
         self.ground_truth = ground_truth
         self.groups: dict[str, list[int]] = {}
         self._long_videos = long_videos
-        if base_novel or (base_novel is None and metric in ("lvvis", "burst")):
+        if video_metric(metric).base_novel if base_novel is None else base_novel:
             self.groups = category_groups(ground_truth)
             if not self.groups:
                 raise ValueError(

@@ -14,7 +14,7 @@ import torch
 import torch.multiprocessing
 from helpers import GOLDEN
 
-from lbvq.data.builtin import rows
+from lbvq.data.builtin import MetadataCatalog, rows
 from lbvq.data.coco import register_coco_instances
 from lbvq.data.ytvis import register_ytvis_instances
 from lbvq.evaluation import DatasetEvaluator, DatasetEvaluators, VideoInstanceEvaluator, build_evaluator
@@ -202,6 +202,7 @@ def test_the_evaluator_is_chosen_by_the_data_set(tmp_path):
     for name, facts in {
         "ytvis": {},
         "ovis": {"category_table": "ovis"},
+        "long": {"long_videos": 2},
         "hq": {"evaluator_type": "hq_ytvis"},
     }.items():
         dataset = register(tmp_path, annotations_of(masks, [0, 1, 1], 5), **facts)
@@ -209,11 +210,14 @@ def test_the_evaluator_is_chosen_by_the_data_set(tmp_path):
     assert (tmp_path / "inference" / "results.json").exists()
     assert "AP_heavy" in tables["ovis"]["segm"] and "AP_heavy" not in tables["ytvis"]["segm"]
     assert set(tables["hq"]) == {"segm", "boundary"} and set(tables["ytvis"]) == {"segm"}
+    assert "AP_long" in tables["long"]["segm"] and "AP_long" not in tables["ytvis"]["segm"]
 
 
 def test_every_registered_data_set_gets_an_evaluator(tmp_path):
     for row in rows():
         assert isinstance(build_evaluator(configuration(tmp_path), row.name), DatasetEvaluator)
+    longest = {name: MetadataCatalog.get(name).get("long_videos") for name in ("ytvis_2021_val", "ytvis_2022_val")}
+    assert longest == {"ytvis_2021_val": None, "ytvis_2022_val": 36}
 
 
 def test_an_unknown_evaluator_type_is_refused_with_the_known_ones(tmp_path):

@@ -1,0 +1,25 @@
+"""The image metrics by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lbvq.evaluation.base import Results
+
+
+def _coco(ground_truth: Any, results: Any) -> Results:
+    from lbvq.evaluation.coco import score_coco
+
+    return score_coco(ground_truth, results)
+
+
+def _lvis(ground_truth: Any, results: Any) -> Results:
+    from lbvq.evaluation.lvis import LvisScorer
+
+    return {"segm": LvisScorer(ground_truth).update(results).compute()}
+
+
+# Name -> function of annotations and results, both a path or what `read_mask_file` returned.
+IMAGE_METRICS: dict[str, Callable[[Any, Any], Results]] = {"coco": _coco, "lvis": _lvis}
