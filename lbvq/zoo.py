@@ -336,6 +336,7 @@ def _vmt() -> list[ZooModel]:
 
 def _plain_vits() -> list[ZooModel]:
     """VidEoMT and PMT: AP and, where it is published, AR10; of the long videos alone on YouTube-VIS 2022."""
+    of_long_videos = {"ytvis22": ("AP_L", "AR_L10")}
     videomt, pmt = "videomt/{}/videomt_online_ViT{}", "pmt/pmt_online_ViTL_dinov{}"
     rows = (
         ("videomt_small", "ytvis19", videomt.format("dinov2", "S"), "yt_2019_vit_small_52.8", 96, (52.8, 62.2)),
@@ -356,8 +357,7 @@ def _plain_vits() -> list[ZooModel]:
     models = []
     for name, data, config, file, megabytes, numbers in rows:
         folder, split = _FOLDERS[data]
-        metrics = ("AP_L", "AR_L10") if data == "ytvis22" else ("AP", "AR10")
-        scores = dict(zip(metrics, numbers, strict=False))
+        scores = dict(zip(of_long_videos.get(data, ("AP", "AR10")), numbers, strict=False))
         models.append(ZooModel(f"{name}_{data}", f"{folder}/{config}.yaml", f"{file}.pth", split, scores, megabytes))
     return models
 

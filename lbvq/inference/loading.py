@@ -44,7 +44,7 @@ def trained_model(cfg: Cfg, weights: str | os.PathLike | None = None) -> nn.Modu
         logger.warning(
             "NO WEIGHTS: %s has random weights. It is UNTRAINED and what it finds is noise. "
             "Pass `weights` or set MODEL.WEIGHTS to a trained model.",
-            cfg.MODEL.META_ARCHITECTURE,
+            type(model).__name__,
         )
     return model
 
