@@ -1,6 +1,7 @@
 """Train and evaluate any method of this project.
 
     python train_net.py --config-file configs/youtubevis_2019/lbvq_R50_bs8.yaml --num-gpus 8 MODEL.WEIGHTS w.pkl
+    python train_net.py --config-file ... --data pets=pets/annotations.json:pets/frames      your own data, by path
     python train_net.py --config-file ... --resume                            go on where a run stopped
     python train_net.py --config-file ... --eval-only MODEL.WEIGHTS w.pth     write results.json and print AP
     torchrun --nproc-per-node 8 train_net.py --config-file ...                the same run, started by torchrun
@@ -35,6 +36,7 @@ from lbvq.engine.slurm import submit
 from lbvq.engine.user_errors import HINT, user_command
 from lbvq.engine.weights import unwrap
 from lbvq.evaluation import build_evaluator
+from lbvq.files.data_entries import add_data_argument, data_options
 from lbvq.files.writing import write_text
 from lbvq.inference.frames import open_frames
 from lbvq.modeling import as_tested
@@ -100,7 +102,7 @@ class Trainer(DefaultTrainer):
 
 def build_cfg(args: argparse.Namespace) -> CfgNode:
     """Defaults, then the YAML file, then the command line."""
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file, [*data_options(args.data), *args.opts])
     cfg.freeze()
     return cfg
 
@@ -145,7 +147,9 @@ def train_or_evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
 @user_command
 def run() -> None:
     """The command line."""
-    arguments = default_argument_parser(f"{__doc__}\n{HINT}").parse_args()
+    parser = default_argument_parser(f"{__doc__}\n{HINT}")
+    add_data_argument(parser)
+    arguments = parser.parse_args()
     if arguments.slurm is not None:
         job = submit(main, arguments, Path(build_cfg(arguments).OUTPUT_DIR) / "slurm")
         print(f"Submitted job {job.job_id}, its output goes to {job.paths.stdout}")

@@ -134,6 +134,10 @@ def load_config(source: str | os.PathLike, opts: Sequence[Any] = ()) -> CfgNode:
         if name in MODELS and not folder.is_file():
             cfg.MODEL.WEIGHTS = MODELS[name].weights
     cfg.merge_from_list(list(opts))
+    if cfg.DATASETS.REGISTER:
+        from lbvq.data.by_path import apply_own_data  # and neither do names and scores need the readers of data
+
+        apply_own_data(cfg, opts)
     return cfg
 
 

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import lbvq.modeling  # noqa: F401  registers the methods
 from lbvq.engine.memory import peak_memory_mib
 from lbvq.engine.user_errors import user_command
+from lbvq.files.data_entries import add_data_argument, data_options
 from lbvq.zoo import load_config
 from mask2former.registry import build_model
 
@@ -86,6 +87,7 @@ def peak_of(device: torch.device) -> float:
 @user_command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_argument(parser)
     parser.add_argument("--config-file", required=True, help="YAML file of the model")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="what to print")
     parser.add_argument("--frames", type=int, default=4, help="frames of the video (default 4)")
@@ -95,7 +97,7 @@ def main() -> None:
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the configuration")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file, [*data_options(args.data), *args.opts])
     model = build_model(cfg).eval()
     video = random_video(args.frames, tuple(args.size))
     if "parameters" in args.tasks:

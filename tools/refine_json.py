@@ -20,6 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from lbvq.engine.user_errors import user_command
+from lbvq.files.data_entries import add_data_argument, data_options
 from lbvq.refine import build_refiner, refine_results
 from lbvq.video.reader import VideoFrames, read_video
 from lbvq.zoo import load_config
@@ -31,6 +32,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--frames", type=Path, required=True, help="folder that holds the frames of all videos")
     parser.add_argument("--annotations", type=Path, help="annotation file with the videos' file names")
     parser.add_argument("--output", type=Path, help="default: RESULTS with .refined.json")
+    add_data_argument(parser)
     parser.add_argument("--config-file", default="", help="YAML with REFINE settings")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="settings, last")
     return parser.parse_args()
@@ -65,7 +67,7 @@ def print_scores(annotations: Path, before: Path, after: Path) -> None:
 @user_command
 def main() -> int:
     args = parse_args()
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file, [*data_options(args.data), *args.opts])
     output = args.output or args.results.with_suffix(".refined.json")
     refiner = build_refiner(cfg)
     if refiner is None:

@@ -19,6 +19,7 @@ from lbvq.data import MetadataCatalog, build_train_loader
 from lbvq.data.clip_mapper import VideoClipMapper
 from lbvq.data.pseudo_mapper import PseudoClipMapper
 from lbvq.engine.user_errors import user_command
+from lbvq.files.data_entries import add_data_argument, data_options
 from lbvq.files.writing import atomic_path
 from lbvq.video.draw import contact_sheet, draw_objects
 from lbvq.zoo import load_config
@@ -29,7 +30,7 @@ SMALLEST_WIDTH = 480  # pixels of a drawn frame
 @user_command
 def main() -> None:
     args = parse_arguments()
-    cfg = load_config(args.config_file, args.options)
+    cfg = load_config(args.config_file, [*data_options(args.data), *args.options])
     if args.dataset:
         cfg.DATASETS.TRAIN, cfg.DATASETS.DATASET_RATIO = (args.dataset,), []
     cfg.SOLVER.IMS_PER_BATCH = 1
@@ -49,6 +50,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", default="", help="YAML file; its DATASETS.TRAIN and INPUT are used")
+    add_data_argument(parser)
     parser.add_argument("--dataset", default="", help="registered name, instead of DATASETS.TRAIN")
     parser.add_argument("--raw", action="store_true", help="no random transforms, frames in their own size")
     parser.add_argument("--num", type=int, default=8, help="clips to draw (default 8)")

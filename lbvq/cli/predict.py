@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from lbvq.cli.interrupt import Interrupts
 from lbvq.engine.weight_files import find_weights
+from lbvq.files.data_entries import add_data_argument, data_options
 from lbvq.files.writing import write_text
 from lbvq.inference.loading import load_config
 from lbvq.inference.predictor import VideoPredictor
@@ -41,6 +42,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what says which model is run; the live demo has the same."""
     parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML file, or a name of the model zoo")
     parser.add_argument("--weights", metavar="FILE", help="trained weights (default: MODEL.WEIGHTS)")
+    add_data_argument(parser)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -146,7 +148,8 @@ def build_predictor(args: argparse.Namespace, make: Callable[..., Any] = VideoPr
         make: called as make(cfg, weights, class names or None).
     """
     refine = getattr(args, "refine", None)
-    cfg = load_config(args.config_file, [*args.opts, *(["REFINE.NAME", refine] if refine else [])])
+    opts = [*data_options(args.data), *args.opts, *(["REFINE.NAME", refine] if refine else [])]
+    cfg = load_config(args.config_file, opts)
     weights = args.weights
     # by the user, not by the file
     is_named = args.config_file in MODELS or Path(args.config_file).is_dir() or "MODEL.WEIGHTS" in args.opts[::2]

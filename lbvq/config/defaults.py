@@ -49,6 +49,7 @@ DATA: dict[str, Any] = {
     "DATASETS": {
         "TRAIN": (),  # registered names
         "TEST": (),  # registered names, each is evaluated
+        "REGISTER": (),  # (ours) data sets by path, each "name=annotations.json:frames", which are registered first
         "PROPOSAL_FILES_TRAIN": (),  # see unused.py
         "PROPOSAL_FILES_TEST": (),  # see unused.py
         "PRECOMPUTED_PROPOSAL_TOPK_TRAIN": 2000,  # see unused.py

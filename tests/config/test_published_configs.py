@@ -24,6 +24,7 @@ METHODS = ("lbvq", "vita", "genvis", "minvis", "mask2former_vis", "visage", "ovf
 TUPLES = {  # keys that are tuples in the published tree; every other sequence is a list
     "DATASETS.PROPOSAL_FILES_TEST",
     "DATASETS.PROPOSAL_FILES_TRAIN",
+    "DATASETS.REGISTER",  # ours, beside the lists of names
     "DATASETS.TEST",
     "DATASETS.TRAIN",
     "INPUT.MIN_SIZE_TRAIN",

@@ -24,10 +24,12 @@ from lbvq.data.clip_sampling import choose_frames
 from lbvq.data.frames import read_image
 from lbvq.data.loader import seeded
 from lbvq.data.synthetic import SyntheticSettings, write_dataset
+from lbvq.files.data_entries import add_data_argument, data_options
 from lbvq.zoo import load_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_data_argument(parser)
     parser.add_argument("--config-file", default="", help="default: 6 frames, short side 288 to 512 pixels, crop, flip")
     parser.add_argument("--dataset", default="", help="registered name; default: synthetic videos")
     parser.add_argument("--height", type=int, default=480, help="of synthetic frames (default 480)")
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _config(args: argparse.Namespace, name: str) -> Any:
-    cfg = load_config(args.config_file or "")
+    cfg = load_config(args.config_file or "", data_options(args.data))
     if not args.config_file:
         cfg.INPUT.SAMPLING_FRAME_NUM = 6
         cfg.INPUT.FORMAT, cfg.INPUT.RANDOM_FLIP = "RGB", "flip_by_clip"

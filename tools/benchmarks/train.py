@@ -28,6 +28,7 @@ from lbvq.engine.memory import peak_memory_mib
 from lbvq.engine.random_state import seed_all_rng
 from lbvq.engine.solver import build_gradient_clipper, build_optimizer
 from lbvq.engine.trainer import TrainStep
+from lbvq.files.data_entries import add_data_argument, data_options
 from lbvq.zoo import load_config
 from mask2former.registry import build_model
 
@@ -35,6 +36,7 @@ DEFAULT_CONFIG = "configs/synthetic/lbvq_R18_tiny.yaml"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_data_argument(parser)
     parser.add_argument("--config-file", default=DEFAULT_CONFIG, help=f"default {DEFAULT_CONFIG}")
     parser.add_argument("--iterations", type=int, default=20, help="timed iterations (default 20)")
     parser.add_argument("--warmup", type=int, default=3, help="iterations before them (default 3)")
@@ -84,7 +86,7 @@ class StageTimer(TrainStep):
 
 def run(args: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.WARNING)
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file, [*data_options(args.data), *args.opts])
     seed_all_rng(max(cfg.SEED, 0))
     with tempfile.TemporaryDirectory() as folder:
         if not args.real:
