@@ -114,6 +114,7 @@ def model_class(cfg: Cfg) -> type[nn.Module]:
 def build_model(cfg: Cfg) -> nn.Module:
     """Build `cfg.MODEL.META_ARCHITECTURE`, without weights, on `cfg.MODEL.DEVICE`."""
     model = build_from_cfg(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, cfg)
+    model.config = cfg.clone()  # to be saved with the weights
     return model.to(resolve_device(cfg.MODEL.DEVICE))
 
 

@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from lbvq.inference.frames import Resize
 from lbvq.inference.loading import class_names_of, fitting_names, load_config, trained_model, weights_of
 from lbvq.inference.vocabulary import with_classes
+from lbvq.modeling.pretrained import push_to_hub, save_pretrained
 from lbvq.modeling.ovformer.zero_shot import read_text_embeddings
 from mask2former.abilities import has_ability, require
 from mask2former.registry import model_class
@@ -55,7 +57,8 @@ class Predictor:
         """Build a predictor from what a model is called.
 
         Args:
-            source: a YAML file, a folder of a model, or a name of the model zoo, see `load_config`.
+            source: a YAML file, a folder of a model, a name of the model zoo, or "organisation/model" of the Hugging
+                Face Hub, see `load_config`.
             weights, classes, settings: see `from_config`.
             opts: KEY VALUE pairs that override the configuration.
         """
@@ -111,6 +114,14 @@ class Predictor:
             "half": cfg.TEST.AMP.ENABLED,
             "is_trained": is_trained,
         }
+
+    def save_pretrained(self, folder: str | os.PathLike, **saved: Any) -> Path:
+        """Write the model with the names of its classes as a folder; see `lbvq.modeling.pretrained.save_pretrained`."""
+        return save_pretrained(self.model, folder, **{"names": self.names, **saved})
+
+    def push_to_hub(self, repo_id: str, **saved: Any) -> str:
+        """Send such a folder to the Hugging Face Hub and return its address; see `lbvq.modeling.pretrained`."""
+        return push_to_hub(self.model, repo_id, **{"names": self.names, **saved})
 
     @contextmanager
     def inference_context(self) -> Iterator[None]:

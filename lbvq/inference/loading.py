@@ -55,14 +55,23 @@ def weights_of(cfg: Cfg, weights: str | os.PathLike | None) -> str:
 
 
 def class_names_of(cfg: Cfg | None) -> tuple[str, ...] | None:
-    """Names of the classes of the data set in DATASETS.TEST, by class index; None when it is not known."""
-    if cfg is None or not cfg.DATASETS.TEST:
+    """Names of the classes, by class index: those of the model, or of the data set in DATASETS.TEST; None if unknown."""
+    if cfg is None:
+        return None
+    if cfg.MODEL.CATEGORIES.NAMES:
+        return tuple(cfg.MODEL.CATEGORIES.NAMES)
+    if not cfg.DATASETS.TEST:
         return None
     name = cfg.DATASETS.TEST[0]
     if name not in MetadataCatalog.list():
         return None
     names = MetadataCatalog.get(name).get("thing_classes")
     return tuple(names) if names else None
+
+
+def category_ids_of(cfg: Cfg) -> tuple[int, ...] | None:
+    """Category ids of the classes in results files, by class index; None means class index + 1."""
+    return tuple(cfg.MODEL.CATEGORIES.IDS) or None
 
 
 def fitting_names(cfg: Cfg, model: Any, classes: Sequence[str] | None) -> tuple[str, ...] | None:

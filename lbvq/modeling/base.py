@@ -39,6 +39,7 @@ class VideoModel(nn.Module):
     can: ClassVar[Abilities] = Abilities()
     match_frames: bool = False
 
+    config: Cfg | None = None  # what `build_model` built it from
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -90,6 +91,14 @@ class VideoModel(nn.Module):
         names = ("num_frames", "size_divisibility", "num_predictions", "run_chunk_size", "feature_budget_mib")
         pixels = {name: getattr(self, name).flatten().tolist() for name in ("pixel_mean", "pixel_std")}
         return {**{name: getattr(self, name) for name in names}, **pixels}
+
+    def save_pretrained(self, folder: str | os.PathLike, **saved: Any) -> Path:
+        """Write a folder that `VideoPredictor.from_pretrained` reads; see `pretrained.save_pretrained`."""
+        return save_pretrained(self, folder, **saved)
+
+    def push_to_hub(self, repo_id: str, **saved: Any) -> str:
+        """Send such a folder to the Hugging Face Hub; returns its address. See `pretrained.push_to_hub`."""
+        return push_to_hub(self, repo_id, **saved)
 
     @property
     def device(self) -> torch.device:
