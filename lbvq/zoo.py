@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lbvq.engine.known_weights import ADDRESSES, MASK2FORMER_VIS, how_to_get, licence_of
+from lbvq.files.hub import fetch_folder, is_repo_id
 
 if TYPE_CHECKING:
     from lbvq.config import CfgNode
@@ -118,14 +119,17 @@ def load_config(source: str | os.PathLike, opts: Sequence[Any] = ()) -> CfgNode:
     """Read a configuration, then apply settings.
 
     Args:
-        source: what `find_config` finds; a folder with `config.yaml` and weights, as training leaves it; "" for the
-            defaults alone. A folder and a model of the zoo bring their weights along in MODEL.WEIGHTS.
+        source: what `find_config` finds; a folder with `config.yaml` and weights, as training and `save_pretrained`
+            leave it; "organisation/model" of the Hugging Face Hub; "" for the defaults alone. A folder, and models of
+            the Hub and of the zoo bring their weights along in MODEL.WEIGHTS.
         opts: KEY VALUE pairs, or KEY=VALUE.
     """
     from lbvq.config import get_cfg  # a list of models needs no configuration
 
     name, cfg = os.fspath(source), get_cfg()
     folder = Path(name).expanduser()
+    if not folder.exists() and _is_of_the_hub(name):
+        folder = fetch_folder(name)
     if name and folder.is_dir():
         cfg.merge_from_file(str(_in_folder(folder, "config.yaml")))
         cfg.MODEL.WEIGHTS = str(_in_folder(folder, *WEIGHT_FILES))
@@ -139,6 +143,17 @@ def load_config(source: str | os.PathLike, opts: Sequence[Any] = ()) -> CfgNode:
 
         apply_own_data(cfg, opts)
     return cfg
+
+
+def _is_of_the_hub(name: str) -> bool:
+    """Whether a name is a model of the Hugging Face Hub; one that begins like a file of ours is a misspelt file."""
+    if not is_repo_id(name) or (configs_folder() / name.partition("/")[0]).is_dir():
+        return False
+    try:
+        find_config(name)
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _in_folder(folder: Path, *names: str) -> Path:

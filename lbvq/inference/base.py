@@ -15,7 +15,6 @@ from torch import nn
 from lbvq.inference.frames import Resize
 from lbvq.inference.loading import class_names_of, fitting_names, load_config, trained_model, weights_of
 from lbvq.inference.vocabulary import with_classes
-from lbvq.modeling.pretrained import push_to_hub, save_pretrained
 from lbvq.modeling.ovformer.zero_shot import read_text_embeddings
 from mask2former.abilities import has_ability, require
 from mask2former.registry import model_class
@@ -117,11 +116,11 @@ class Predictor:
 
     def save_pretrained(self, folder: str | os.PathLike, **saved: Any) -> Path:
         """Write the model with the names of its classes as a folder; see `lbvq.modeling.pretrained.save_pretrained`."""
-        return save_pretrained(self.model, folder, **{"names": self.names, **saved})
+        return self.model.save_pretrained(folder, **{"names": self.names, **saved})
 
     def push_to_hub(self, repo_id: str, **saved: Any) -> str:
         """Send such a folder to the Hugging Face Hub and return its address; see `lbvq.modeling.pretrained`."""
-        return push_to_hub(self.model, repo_id, **{"names": self.names, **saved})
+        return self.model.push_to_hub(repo_id, **{"names": self.names, **saved})
 
     @contextmanager
     def inference_context(self) -> Iterator[None]:

@@ -55,7 +55,7 @@ def weights_of(cfg: Cfg, weights: str | os.PathLike | None) -> str:
 
 
 def class_names_of(cfg: Cfg | None) -> tuple[str, ...] | None:
-    """Names of the classes, by class index: those of the model, or of the data set in DATASETS.TEST; None if unknown."""
+    """Names of the classes, by class index: the model's own, or those of the data set in DATASETS.TEST; or None."""
     if cfg is None:
         return None
     if cfg.MODEL.CATEGORIES.NAMES:

@@ -8,8 +8,10 @@ few at a time, and a switch between two duties, `losses(clips)` in training and 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -19,6 +21,8 @@ from mask2former.abilities import Abilities
 from mask2former.modeling.criterion import SetCriterion
 from mask2former.registry import build_backbone, build_sem_seg_head
 from mask2former.structures import ImageList
+
+from .pretrained import push_to_hub, save_pretrained
 
 if TYPE_CHECKING:
     from mask2former.cfg import Cfg

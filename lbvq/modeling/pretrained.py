@@ -6,9 +6,7 @@ The folder holds `config.yaml` with the names and ids of the categories, `model.
 
 from __future__ import annotations
 
-import logging
 import os
-import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,15 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from lbvq.files.hub import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, check_repo_id, push_folder
 from lbvq.files.writing import atomic_path, write_text
 
 if TYPE_CHECKING:
     from mask2former.cfg import Cfg
-
-CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.yaml", "model.safetensors", "README.md"
-REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-logger = logging.getLogger(__name__)
 
 
 def save_pretrained(
@@ -36,6 +30,7 @@ def save_pretrained(
     category_ids: Sequence[int] | None = None,
     score: str = "",
     licence: str = "",
+    card_name: str = "",
     overwrite: bool = False,
 ) -> Path:
     """Write a folder from which the model can be loaded again.
@@ -47,6 +42,7 @@ def save_pretrained(
         names: of the classes, by class index; by default those of the configuration.
         category_ids: id of every class in results files; by default those of the configuration, or class index + 1.
         score: how good it is and on what, for the model card, such as "AP 43.5 on my validation set".
+        card_name: what the model card calls the model; by default the folder's name.
         licence: name of the licence for the model card, as the Hub writes them: "mit", "cc-by-nc-4.0".
 
     Raises:
@@ -56,7 +52,7 @@ def save_pretrained(
     from safetensors.torch import save_file
 
     folder = Path(folder)
-    there = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if (folder / name).exists()]
+    there = [name for name in (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE) if (folder / name).exists()]
     if there and not overwrite:
         raise FileExistsError(f"{folder} holds {' and '.join(there)}; choose another folder, or pass overwrite=True.")
     cfg = _configuration_of(model) if cfg is None else cfg.clone()
@@ -73,7 +69,7 @@ def save_pretrained(
     with atomic_path(folder / WEIGHTS_FILE) as part:
         save_file(state, part, metadata={"format": "pt"})
     write_text(folder / CONFIG_FILE, cfg.dump())
-    write_text(folder / CARD_FILE, model_card(cfg, folder.name, score, licence))
+    write_text(folder / CARD_FILE, model_card(cfg, card_name or folder.name, score, licence))
     return folder
 
 
@@ -117,52 +113,9 @@ def model_card(cfg: Cfg, name: str, score: str, licence: str) -> str:
     )
 
 
-def push_folder(folder: Path, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
-    """Send a folder of a model to the Hub; returns the address. The token is that of `hf auth login` or $HF_TOKEN."""
-    from huggingface_hub import HfApi
-
-    _check_repo_id(repo_id)
-    api = HfApi(token=token)
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    card = folder / CARD_FILE
-    write_text(card, card.read_text(encoding="utf-8").replace(folder.name, repo_id))
-    api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Model of lbvq")
-    return f"{api.endpoint}/{repo_id}"
-
-
 def push_to_hub(model: nn.Module, repo_id: str, *, private: bool = False, **saved: Any) -> str:
     """`save_pretrained` to a folder that is thrown away, then `push_folder`."""
-    _check_repo_id(repo_id)
+    check_repo_id(repo_id)
     with tempfile.TemporaryDirectory() as folder:
-        own = save_pretrained(model, Path(folder) / repo_id.rpartition("/")[2], **saved)
+        own = save_pretrained(model, Path(folder) / "model", card_name=repo_id, **saved)
         return push_folder(own, repo_id, private=private)
-
-
-def is_repo_id(name: str) -> bool:
-    """Whether a text has the form "organisation/model" of the Hub."""
-    return REPO_ID.fullmatch(name) is not None and not name.endswith((".yaml", ".yml"))
-
-
-def fetch_folder(repo_id: str) -> Path:
-    """Local folder of a model of the Hub, fetched when it is not in the cache yet.
-
-    Raises:
-        FileNotFoundError: the Hub has no such model, or cannot be reached and the cache has none.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repo_id, allow_patterns=[CONFIG_FILE, "*.safetensors", "*.safetensors.index.json"]))
-    except LocalEntryNotFoundError as error:
-        raise FileNotFoundError(
-            f"{repo_id} is not in the cache of the Hugging Face Hub, and the Hub cannot be reached; fetch it elsewhere and "
-            "give the folder instead of the name."
-        ) from error
-    except (HfHubHTTPError, OSError) as error:
-        raise FileNotFoundError(f"the Hugging Face Hub gave no model {repo_id}: {str(error).splitlines()[0]}") from error
-
-
-def _check_repo_id(repo_id: str) -> None:
-    if not is_repo_id(repo_id):
-        raise ValueError(f"a model of the Hub is called 'organisation/name', got {repo_id!r}.")

@@ -8,7 +8,9 @@ the frame segmenter online, and what else the method has not at all.
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -101,6 +103,12 @@ class MatchedFrames(FrameMatching):
 
     def encode_frames(self, images: ImageList, start: int = 0, **context: Any) -> EncodedFrames:
         return self.segmenter.encode_frames(images, start, **context)
+
+    def save_pretrained(self, folder: str | os.PathLike, **saved: Any) -> Path:
+        return self.segmenter.save_pretrained(folder, **saved)
+
+    def push_to_hub(self, repo_id: str, **saved: Any) -> str:
+        return self.segmenter.push_to_hub(repo_id, **saved)
 
 
 def as_tested(model: Any) -> Any:
