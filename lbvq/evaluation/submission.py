@@ -168,9 +168,13 @@ def _detections(file: MaskFile, truth: GroundTruth, rules: Server) -> Iterator[D
 
 def _number_fault(detection: Detection, truth: GroundTruth) -> str | None:
     if detection.category_id not in truth.categories:
-        ids = list(truth.categories) or ["none"]
-        category = f"category_id {detection.category_id}"
-        return f"{category} is not among the {len(truth.categories)} of the data set ({ids[0]} to {ids[-1]})"
+        ids = list(truth.categories)
+        known = (
+            f"the {len(ids)} of the data set ({ids[0]} to {ids[-1]})"
+            if ids
+            else "those of the data set, which has none"
+        )
+        return f"category_id {detection.category_id} is not among {known}"
     if not 0 <= detection.score <= 1:
         return f"score must be in [0, 1], got {detection.score}"
     return None

@@ -59,7 +59,8 @@ class TubeApResult:
         if self.settings.occlusion_ranges is not None:
             ranges.append(list(self.settings.occlusion_ranges).index(occlusion))
         limit_index = -1 if limit is None else list(self.settings.max_detections).index(limit)
-        values = values[(..., *ranges, limit_index)]  # (S, [R,] K)
+        index: tuple[Any, ...] = (..., *ranges, limit_index)
+        values = values[index]  # (S, [R,] K)
         if iou is not None:
             values = values[np.isclose(self.settings.iou_thresholds, iou, rtol=0, atol=1e-9)]
         if category_ids is not None:

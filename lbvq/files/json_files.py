@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn, Protocol
 
 MAX_UNPACKED_BYTES = 1 << 34
 _ALWAYS_UNPACKED_BYTES = 1 << 26  # whatever the size of the archive
@@ -27,6 +27,14 @@ _ARCHIVE_ERRORS = (
     *(zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, struct.error),
     *(NotImplementedError, RuntimeError),  # zip files with unknown methods, and with passwords
 )
+
+
+class ByteStream(Protocol):
+    """What unpacked bytes are read from."""
+
+    def read(self, size: int = ..., /) -> bytes:
+        """The next bytes, at most `size`; all that are left if that is negative or not given."""
+        ...
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -73,7 +81,7 @@ def without_nan(content: Any) -> Any:
 
 
 @contextmanager
-def open_json(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def open_json(path: str | os.PathLike[str]) -> Iterator[ByteStream]:
     """Give the unpacked bytes of a file as UTF-8 without a byte order mark.
 
     What goes wrong while they are read comes out of the block as a ValueError or OSError that names the file.
@@ -108,7 +116,7 @@ def is_litter(name: str) -> bool:
 
 
 @contextmanager
-def _open_packed(path: Path) -> Iterator[BinaryIO]:
+def _open_packed(path: Path) -> Iterator[ByteStream]:
     suffix = path.suffix.lower()
     if suffix == ".gz":
         with gzip.open(path, "rb") as stream:
@@ -137,7 +145,7 @@ class _Bounded(io.RawIOBase):
         self._read = 0
 
     @classmethod
-    def over(cls, stream: Any, path: Path) -> BinaryIO:
+    def over(cls, stream: Any, path: Path) -> ByteStream:
         return io.BufferedReader(cls(stream, path), _BLOCK_BYTES)
 
     def readable(self) -> bool:
@@ -155,7 +163,7 @@ class _Bounded(io.RawIOBase):
         return len(block)
 
 
-def _as_utf8(stream: BinaryIO, path: Path) -> BinaryIO:
+def _as_utf8(stream: ByteStream, path: Path) -> ByteStream:
     """The bytes of a stream as UTF-8 without the mark that some editors write first."""
     head = stream.read(4)
     encoding = json.detect_encoding(head)
@@ -170,17 +178,12 @@ def _as_utf8(stream: BinaryIO, path: Path) -> BinaryIO:
     return io.BytesIO(text.removeprefix("\ufeff").encode("utf-8", "surrogatepass"))
 
 
-class _Rest(io.RawIOBase):
+class _Rest:
     """A stream whose first bytes were read already."""
 
-    def __init__(self, head: bytes, stream: BinaryIO) -> None:
+    def __init__(self, head: bytes, stream: ByteStream) -> None:
         self._head, self._stream = head, stream
 
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int | None = -1) -> bytes:
+    def read(self, size: int = -1, /) -> bytes:
         head, self._head = self._head, b""
-        if size is None or size < 0:
-            return head + self._stream.read()
-        return head + self._stream.read(max(0, size - len(head)))
+        return head + (self._stream.read() if size < 0 else self._stream.read(max(0, size - len(head))))

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
-from lbvq.files.json_files import open_json, parse_json, read_json
+from lbvq.files.json_files import ByteStream, open_json, parse_json, read_json
 from lbvq.files.writing import atomic_path
 
 BLOCK_BYTES = 1 << 20
@@ -85,7 +85,7 @@ def write_mask_file(path: str | Path, document: Any, file: MaskFile) -> None:
             stream.write(b", ".join(written) + rest)
 
 
-def _take_masks(stream: BinaryIO, texts: list[bytes], sizes: list[bytes]) -> Iterator[bytes]:
+def _take_masks(stream: ByteStream, texts: list[bytes], sizes: list[bytes]) -> Iterator[bytes]:
     """Yield the file with marks in place of the masks, which go to `texts` and `sizes`."""
     pattern = None
     rest = b""

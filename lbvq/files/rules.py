@@ -65,7 +65,7 @@ def is_whole(value: Any) -> bool:
 
 def whole(entry: Entry, key: str, where: str, *, least: int = 0, exact: bool = False) -> int:
     """The whole number `entry[key]`; an `exact` one is written without ".0"."""
-    value = entry.get(key)
+    value: Any = entry.get(key)
     if not is_whole(value) or (exact and isinstance(value, float)):
         raise ValueError(f"{where}: '{key}' must be an integer, got {shown(value) if key in entry else 'nothing'}")
     if not least <= value <= MAX_NUMBER:
@@ -82,7 +82,7 @@ def is_finite(value: Any) -> bool:
 
 def finite(entry: Entry, key: str, where: str) -> float:
     """The finite number `entry[key]`."""
-    value = entry.get(key)
+    value: Any = entry.get(key)
     if not is_finite(value):
         raise ValueError(f"{where}: '{key}' must be a finite number, got {shown(value)}")
     return float(value)
