@@ -10,6 +10,8 @@ from typing import Any
 from lbvq.data.catalog import LONG_VIDEO_FRAMES, DatasetCatalog, MetadataCatalog, dataset_root
 from lbvq.data.categories import category_table, class_names, contiguous_ids
 
+_AS_PUBLISHED = {"needs_boxes": True}  # a mask without a box is not trained on
+
 
 @dataclass(frozen=True)
 class Row:
@@ -59,7 +61,7 @@ def _youtube_vis() -> Iterator[Row]:
         table = f"ytvis_{min(year, 2021)}"  # 2022 has the categories of 2021
         facts = {"long_videos": LONG_VIDEO_FRAMES} if year == 2022 else {}
         files = (f"{folder}/JPEGImages",), (f"{folder}.json",)
-        yield Row(f"ytvis_{year}_{split}", "video", *files, table, "ytvis", table, facts=facts)
+        yield Row(f"ytvis_{year}_{split}", "video", *files, table, "ytvis", table, _AS_PUBLISHED, facts)
     for split in ("train", "val", "test"):  # the videos of every HQ split are training videos of YouTube-VIS 2019
         yield Row(
             f"hq_ytvis_{split}",
@@ -69,7 +71,7 @@ def _youtube_vis() -> Iterator[Row]:
             "ytvis_2019",
             "hq_ytvis",
             "ytvis_2019",
-            {"segmentations_key": "segmentations_refined"},
+            {"segmentations_key": "segmentations_refined", **_AS_PUBLISHED},
         )
 
 
@@ -80,7 +82,7 @@ def _ovis() -> Iterator[Row]:
             f"ovis/annotations/annotations_{folder}.json",
             f"ovis/{folder}.json",
         )
-        yield Row(f"ovis_{split}", "video", (f"ovis/{folder}",), files, "ovis", "ytvis", "ovis")
+        yield Row(f"ovis_{split}", "video", (f"ovis/{folder}",), files, "ovis", "ytvis", "ovis", _AS_PUBLISHED)
 
 
 def _open_vocabulary() -> Iterator[Row]:
@@ -91,13 +93,12 @@ def _open_vocabulary() -> Iterator[Row]:
     }
     for split, files in lvvis.items():
         images = (f"LVVIS/{split}/JPEGImages",)
-        options = {"needs_boxes": False, "size_from_image": True}  # its files are not right about sizes everywhere
+        options = {"size_from_image": True, "windows_paths": True}  # its files are not right everywhere
         yield Row(f"lvvis_{split}", "video", images, files, "lvvis", "lvvis", "", options)
         if split != "train":
             frames = (f"LVVIS/{split}/image_{split}_instances.json",)
             yield Row(f"lvvis_oracle_{split}", "image", images, frames, "lvvis", "coco")
-    options = {"needs_boxes": False}
-    yield Row("burst_val", "video", ("burst/val",), ("burst/b2y_val.json",), "burst", "burst", "", options)
+    yield Row("burst_val", "video", ("burst/val",), ("burst/b2y_val.json",), "burst", "burst")
 
 
 def _images() -> Iterator[Row]:

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lbvq.data.annotation_files import (
     INVALID_SEGMENTATIONS,
+    clean_box,
     clean_segmentation,
-    contiguous_class,
     list_of,
     need,
+    needed_size,
     read_annotation_file,
     read_categories,
 )
 from lbvq.data.catalog import DatasetCatalog, MetadataCatalog
+from lbvq.files import rules
 from mask2former.structures import BoxMode
 
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
+
+_LINKS = ("video_id", "track_id", "instance_id")  # of images and annotations that are frames and objects of videos
 
 
 def load_coco_json(json_file: str | Path, image_root: str | Path, dataset_name: str | None = None) -> list[Record]:
@@ -29,31 +34,25 @@ def load_coco_json(json_file: str | Path, image_root: str | Path, dataset_name: 
 
     Args:
         json_file: {"images": [...], "categories": [...], "annotations": [...] or null}.
-        image_root: `file_name` is relative to it.
+        image_root: `file_name` is relative to it, and must not leave it.
         dataset_name: whose metadata must agree with the categories of the file, and get them when it has none.
 
     Returns:
         One dict per image: `file_name`, `height`, `width`, `image_id`, `annotations` (list of dicts `iscrowd`, `bbox`,
         `category_id` (contiguous), `segmentation`, `bbox_mode`).
     """
-    content = read_annotation_file(json_file)
+    content = _read_images(json_file)
     id_map = read_categories(content, json_file, dataset_name)
-    images, by_image = _images_and_annotations(content, json_file)
-    logger.info("Loaded %d images in COCO format from %s", len(images), json_file)
-    records, num_invalid = [], 0
-    for image_id in sorted(images):
-        image, where = images[image_id], f"{json_file}: image {image_id}"
-        record = _record(image, str(Path(image_root) / need(image, "file_name", where)), where)
-        for annotation in by_image.get(image_id, []):
-            found = _object(annotation, record, id_map, f"{where}, annotation {annotation['id']}")
-            if found is None:
-                num_invalid += 1
-            else:
-                record["annotations"].append(found)
-        records.append(record)
-    if num_invalid:
-        logger.warning(INVALID_SEGMENTATIONS.format(num_invalid))
-    return records
+    records = {}
+    for image_id, image in rules.by_id(content, "images", "image", str(json_file)).items():
+        where = f"{json_file}: image {image_id}"
+        file_name = rules.file_name(need(image, "file_name", where), where)
+        records[image_id] = _record(image_id, image, Path(image_root) / file_name, where)
+    found = list(rules.linked(list_of(content, "annotations", json_file), records, id_map, "image", str(json_file)))
+    logger.info("Loaded %d images in COCO format from %s", len(records), json_file)
+    _add_objects(records, found, id_map)
+    _hint_at_videos(content, json_file)
+    return list(records.values())
 
 
 def load_lvis_json(json_file: str | Path, image_root: str | Path, dataset_name: str | None = None) -> list[Record]:
@@ -62,23 +61,23 @@ def load_lvis_json(json_file: str | Path, image_root: str | Path, dataset_name: 
     Crowds are dropped. `neg_category_ids` (contiguous classes that are verified absent) and
     `not_exhaustive_category_ids` (category ids of the file, as published) are added to each record.
     """
-    content = read_annotation_file(json_file)
+    content = _read_images(json_file)
     id_map = read_categories(content, json_file, dataset_name)
-    images, by_image = _images_and_annotations(content, json_file)
-    logger.info("Loaded %d images in the LVIS format from %s", len(images), json_file)
-    records = []
-    for image_id in sorted(images):
-        image, where = images[image_id], f"{json_file}: image {image_id}"
-        record = _record(image, str(Path(image_root) / _lvis_file_name(image, where)), where)
-        negative = image.get("neg_category_ids") or []
-        record["neg_category_ids"] = [contiguous_class(each, id_map, where) for each in negative]
-        record["not_exhaustive_category_ids"] = list(image.get("not_exhaustive_category_ids") or [])
-        for annotation in by_image.get(image_id, []):
-            found = _object(annotation, record, id_map, f"{where}, annotation {annotation['id']}")
-            if found is not None and not found["iscrowd"]:
-                record["annotations"].append(found)
-        records.append(record)
-    return records
+    records = {}
+    for image_id, image in rules.by_id(content, "images", "image", str(json_file)).items():
+        where = f"{json_file}: image {image_id}"
+        record = _record(image_id, image, Path(image_root) / _lvis_file_name(image, where), where)
+        negative = rules.id_list(image, "neg_category_ids", where)
+        unknown = [each for each in negative if each not in id_map]
+        if unknown:
+            raise ValueError(f"{where}: category {unknown[0]} is not among the file's {rules.few(id_map)}.")
+        record["neg_category_ids"] = [id_map[each] for each in negative]
+        record["not_exhaustive_category_ids"] = rules.id_list(image, "not_exhaustive_category_ids", where)
+        records[image_id] = record
+    found = list(rules.linked(list_of(content, "annotations", json_file), records, id_map, "image", str(json_file)))
+    logger.info("Loaded %d images in the LVIS format from %s", len(records), json_file)
+    _add_objects(records, [each for each in found if not each.is_crowd], id_map)
+    return list(records.values())
 
 
 def register_coco_instances(name: str, metadata: dict[str, Any], json_file: str | Path, image_root: str | Path) -> None:
@@ -88,57 +87,68 @@ def register_coco_instances(name: str, metadata: dict[str, Any], json_file: str 
     MetadataCatalog.get(name).set(json_file=str(json_file), image_root=str(image_root), **facts)
 
 
-def _images_and_annotations(
-    content: dict[str, Any], json_file: str | Path
-) -> tuple[dict[int, dict[str, Any]], dict[int, list[dict[str, Any]]]]:
-    """Image id -> image, and image id -> its annotations in the order of the file."""
-    images = {}
-    for image in list_of(content, "images", json_file, required=True):
-        image_id = need(image, "id", f"{json_file}: an image")
-        if image_id in images:
-            raise ValueError(f"{json_file}: two images have the id {image_id}.")
-        images[image_id] = image
-    by_image: dict[int, list[dict[str, Any]]] = {}
-    seen = set()
-    for annotation in list_of(content, "annotations", json_file):
-        annotation_id = need(annotation, "id", f"{json_file}: an annotation")
-        if annotation_id in seen:
-            raise ValueError(f"{json_file}: two annotations have the id {annotation_id}.")
-        seen.add(annotation_id)
-        image_id = need(annotation, "image_id", f"{json_file}: annotation {annotation_id}")
-        by_image.setdefault(image_id, []).append(annotation)
-    num_lost = sum(len(found) for image_id, found in by_image.items() if image_id not in images)
-    if num_lost:
-        logger.warning("%s: %d annotations belong to no image of the file and are ignored.", json_file, num_lost)
-    return images, by_image
+def _read_images(json_file: str | Path) -> dict[str, Any]:
+    content = read_annotation_file(json_file)
+    if content.get("images") is None and isinstance(content.get("videos"), list):
+        raise ValueError(
+            f"{json_file} has a list 'videos' and no list 'images': it is in YouTube-VIS form, for "
+            "register_ytvis_instances."
+        )
+    return content
 
 
-def _record(image: dict[str, Any], file_name: str, where: str) -> Record:
-    size = {"height": need(image, "height", where), "width": need(image, "width", where)}
-    return {"file_name": file_name, **size, "image_id": image["id"], "annotations": []}
+def _hint_at_videos(content: Mapping[str, Any], json_file: str | Path) -> None:
+    """Say that the images of a file are frames of videos, which are lost when each image is taken alone."""
+    for key in ("images", "annotations"):
+        linking = [entry for entry in list_of(content, key, json_file) if any(link in entry for link in _LINKS)]
+        if linking:
+            link = next(link for link in _LINKS if link in linking[0])
+            logger.warning(
+                "%s: %d of its %s have a %r, so they belong to videos, but the COCO form takes every image alone: "
+                "tracks are not trained on. Convert the file to the YouTube-VIS form (datasets/README.md) and register "
+                "it with register_ytvis_instances.",
+                *(json_file, len(linking), key, link),
+            )
+            return
 
 
-def _object(annotation: dict[str, Any], record: Record, id_map: dict[int, int], where: str) -> dict[str, Any] | None:
-    """Make the object of one annotation; None when it has no valid segmentation."""
-    label = contiguous_class(need(annotation, "category_id", where), id_map, where)
-    segmentation = annotation.get("segmentation")
-    if segmentation:
-        segmentation = clean_segmentation(segmentation, (record["height"], record["width"]), where)
-    if not segmentation:
-        return None
-    found: dict[str, Any] = {"iscrowd": int(annotation.get("iscrowd") or 0)}
-    if annotation.get("bbox"):
-        found["bbox"] = annotation["bbox"]
+def _record(image_id: int, image: Mapping[str, Any], file_name: Path, where: str) -> Record:
+    height, width = needed_size(image, where)
+    record: Record = {"file_name": str(file_name), "height": height, "width": width, "image_id": image_id}
+    return {**record, "annotations": []}
+
+
+def _add_objects(records: Mapping[int, Record], found: list[rules.Linked], id_map: Mapping[int, int]) -> None:
+    """Append the objects with a valid segmentation to the records of their images."""
+    tally = rules.Tally()
+    for each in found:
+        record = records[each.parent_id]
+        segmentation = each.entry.get("segmentation")
+        if segmentation:
+            size_hw = (record["height"], record["width"])
+            segmentation = clean_segmentation(segmentation, size_hw, each.where, tally)
+        else:
+            tally.add(INVALID_SEGMENTATIONS, each.where)
+        if segmentation:
+            record["annotations"].append(_object(each, segmentation, id_map[each.category_id], tally))
+    tally.report(logger)
+
+
+def _object(annotation: rules.Linked, segmentation: Any, label: int, tally: rules.Tally) -> dict[str, Any]:
+    found: dict[str, Any] = {"iscrowd": int(annotation.is_crowd)}
+    box = clean_box(annotation.entry.get("bbox"), annotation.where, tally)
+    if box:
+        found["bbox"] = box
     found |= {"category_id": label, "segmentation": segmentation}
-    if annotation.get("keypoints"):
-        found["keypoints"] = annotation["keypoints"]
-    if "bbox" in found:
+    if annotation.entry.get("keypoints"):
+        found["keypoints"] = annotation.entry["keypoints"]
+    if box:
         found["bbox_mode"] = BoxMode.XYWH_ABS
     return found
 
 
-def _lvis_file_name(image: dict[str, Any], where: str) -> str:
+def _lvis_file_name(image: Mapping[str, Any], where: str) -> str:
     """Folder and name below the COCO root; LVIS takes its images from all COCO folders and names them by URL."""
     if "file_name" in image:
-        return image["file_name"]
-    return "/".join(need(image, "coco_url", where).split("/")[-2:])
+        return rules.file_name(image["file_name"], where)
+    return rules.file_name("/".join(str(need(image, "coco_url", where)).split("/")[-2:]), where)

@@ -71,7 +71,10 @@ def make_instances(
     boxes: Sequence[np.ndarray],
     masks: Sequence[np.ndarray],
 ) -> Instances:
-    """Build the objects of one frame; those with an empty box, an empty mask or class -1 get the id -1.
+    """Build the objects of one frame; those with an empty mask or class -1 get the id -1.
+
+    The mask alone decides whether an object is there. A box without area beside a mask that has one (the file's box may
+    be wrong, or lie outside of a crop) is made from the mask.
 
     Args:
         size_hw: of the frame.
@@ -88,7 +91,10 @@ def make_instances(
     gt_masks = BitMasks(torch.from_numpy(stacked))
     gt_classes = torch.tensor(list(classes), dtype=torch.int64)
     has_pixels = torch.tensor([bool(mask.any()) for mask in masks], dtype=torch.bool)
-    is_there = gt_boxes.nonempty(_SMALLEST_SIDE) & has_pixels & (gt_classes != ABSENT)
+    is_flat = has_pixels & ~gt_boxes.nonempty(_SMALLEST_SIDE)
+    if is_flat.any():
+        gt_boxes.tensor[is_flat] = gt_masks[is_flat].get_bounding_boxes().tensor
+    is_there = has_pixels & (gt_classes != ABSENT)
     gt_ids = torch.where(is_there, torch.tensor(list(ids), dtype=torch.int64), ABSENT)
     return Instances(size_hw, gt_boxes=gt_boxes, gt_classes=gt_classes, gt_masks=gt_masks, gt_ids=gt_ids)
 
