@@ -99,10 +99,12 @@ def _check_categories(metadata: Any, names: list[str], id_map: dict[int, int], j
     metadata.set(thing_classes=names, thing_dataset_id_to_contiguous_id=id_map)
 
 
-def clean_segmentation(segmentation: Any, size_hw: tuple[int, int], where: str, tally: rules.Tally) -> Any:
+def clean_segmentation(
+    segmentation: Any, size_hw: tuple[int, int], where: str, tally: rules.Tally | None = None
+) -> Any:
     """Keep a compressed mask, compress one with a list of counts, and keep the valid polygons of a list.
 
-    Masks are checked when they are decoded; here only their form is.
+    Masks are checked when they are decoded; here only their form is. A `tally` counts what is left out.
 
     Returns:
         A compressed mask, a list of at least one polygon, or None when nothing valid is left.
@@ -113,6 +115,8 @@ def clean_segmentation(segmentation: Any, size_hw: tuple[int, int], where: str, 
     if not isinstance(segmentation, list):
         raise ValueError(f"{where}: a segmentation is a mask or a list of polygons, got {type(segmentation).__name__}.")
     polygons = [each for each in segmentation if _is_polygon(each)]
+    if tally is None:
+        return polygons or None
     if not polygons:
         tally.add(INVALID_SEGMENTATIONS, where)
     elif len(polygons) < len(segmentation):

@@ -50,9 +50,11 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def parse_json(text: bytes | str, name: str | os.PathLike[str]) -> Any:
-    """Parse a JSON document that came from `name`."""
+    """Parse a JSON document that came from `name`, in any encoding of Unicode."""
     try:
-        return json.loads(text if isinstance(text, str) else text.decode("utf-8"), parse_constant=_refuse)
+        if isinstance(text, bytes):
+            text = text.decode(json.detect_encoding(text)).removeprefix("\ufeff")
+        return json.loads(text, parse_constant=_refuse)
     except RecursionError:
         raise ValueError(f"{os.fspath(name)}: not valid JSON: lists or objects are nested too deeply") from None
     except ValueError as error:  # also text that is not UTF-8, and numbers of thousands of digits
