@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 import shutil
@@ -267,6 +268,17 @@ PATHS = st.sampled_from(
 )
 
 
+def change_at(node, path, value):
+    """Set what a path leads to, if it leads anywhere."""
+    key, *rest = path
+    if not isinstance(node, dict) and not (isinstance(node, list) and key == 0 and node):
+        return
+    if not rest:
+        node[key] = value
+    elif key == 0 or key in node:
+        change_at(node[key], rest, value)
+
+
 @given(st.lists(st.tuples(PATHS, VALUES), max_size=2), st.sampled_from(sorted(SERVERS)))
 @settings(max_examples=120, deadline=None)
 def test_what_passes_the_check_can_be_scored(changes, server):
@@ -279,14 +291,7 @@ def test_what_passes_the_check_can_be_scored(changes, server):
     entry["segmentations"] = [mask]
     content = json.loads(json.dumps([entry]))
     for path, value in changes:
-        target, key = content, 0
-        for step in path:
-            target, key = target[key], step
-            if not isinstance(target, (dict, list)) or (key == 0 and not target):
-                break
-        else:
-            if isinstance(target, dict) or key == 0:
-                target[key] = value
+        change_at(content, (0, *path), copy.deepcopy(value))
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "gt.json").write_text(json.dumps(truth))
         results = Path(folder) / "r.json"
