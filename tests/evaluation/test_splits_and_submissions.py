@@ -275,7 +275,7 @@ def change_at(node, path, value):
         return
     if not rest:
         node[key] = value
-    elif key == 0 or key in node:
+    elif isinstance(node, list) or key in node:
         change_at(node[key], rest, value)
 
 
