@@ -28,8 +28,8 @@ def fetch_folder(repo_id: str) -> Path:
         return Path(snapshot_download(repo_id, allow_patterns=_WANTED))
     except LocalEntryNotFoundError as error:
         raise FileNotFoundError(
-            f"{repo_id} is no file and no published model here, and not in the cache of the Hugging Face Hub, which cannot "
-            "be reached; fetch the model's folder by other means and give that instead."
+            f"{repo_id} is no file and no published model here, and not in the cache of the Hugging Face Hub, which "
+            "cannot be reached; fetch the model's folder by other means and give that instead."
         ) from error
     except (HfHubHTTPError, OSError) as error:
         text = str(error).splitlines()[0]
