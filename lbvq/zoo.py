@@ -171,6 +171,9 @@ def list_configs() -> list[str]:
     return sorted(name for name in names if not name.startswith("_base_/"))
 
 
+DEFAULT_MODEL = "videomt_small_ytvis19"  # the best of its size that downloads by itself and may be used for anything
+
+
 # -- the table --------------------------------------------------------------------------------------------------------
 
 _PUBLISHED_FOLDERS = {  # of other repositories: ours

@@ -30,7 +30,7 @@ from lbvq.video.reader import IMAGE_SUFFIXES, VideoFrames, read_video, without_c
 from lbvq.video.sound import Sound
 from lbvq.video.times import MAX_RATE, uneven_times
 from lbvq.video.writer import FRAME_SUFFIXES, check_output, open_writer
-from lbvq.zoo import MODELS
+from lbvq.zoo import DEFAULT_MODEL, MODELS
 
 UNTRAINED_OBJECTS = 5  # shown of an untrained network, whose scores mean nothing
 BAD_INPUT = 2  # exit code
@@ -40,7 +40,12 @@ logger = logging.getLogger(__name__)
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what says which model is run; the live demo has the same."""
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML file, or a name of the model zoo")
+    parser.add_argument(
+        *("--config-file", "--model"),
+        metavar="MODEL",
+        help="a name of `lbvq list`, a folder of a model, organisation/model of the Hugging Face Hub, or a YAML file "
+        f"(default: the config.yaml beside --weights, or else {DEFAULT_MODEL}, which is downloaded once)",
+    )
     parser.add_argument("--weights", metavar="FILE", help="trained weights (default: MODEL.WEIGHTS)")
     add_data_argument(parser)
 
@@ -48,19 +53,20 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command line of `run`."""
     add_model_arguments(parser)
+    parser.add_argument("videos", nargs="*", help="the same as --input")
     parser.add_argument(
         *("--input", "--video-input"),
         nargs="+",
-        required=True,
+        default=[],
         help="video files, addresses, folders of frames, or patterns in quotes; several images are the frames of one "
         "video",
     )
     parser.add_argument(
         "--output",
         nargs="+",
-        required=True,
-        help="any of: video (.mp4), folder of frames (no suffix), results (.json); with several videos, "
-        "'{name}' in a video or folder name stands for the input's name",
+        default=["{name}_segmented.mp4"],
+        help="any of: video (.mp4), folder of frames (no suffix), results (.json); '{name}' in a video or folder name "
+        "stands for the input's name (default: {name}_segmented.mp4)",
     )
     parser.add_argument(
         "--classes",
@@ -112,7 +118,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, interrupts: Interrupts) -> int:
-    videos = group_inputs(args.input)
+    videos = group_inputs([*args.videos, *args.input])
+    if not videos:
+        raise ValueError("no video is named; give video files, folders of frames, patterns in quotes, or addresses.")
     names = published_outputs(args.output, args.save_frames)
     outputs = plan_outputs(names, videos, args.overwrite, args.fps)
     frames = [read_video(video, allow_truncated=args.allow_truncated) for video in videos]
@@ -149,18 +157,29 @@ def build_predictor(args: argparse.Namespace, make: Callable[..., Any] = VideoPr
     """
     refine = getattr(args, "refine", None)
     opts = [*data_options(args.data), *args.opts, *(["REFINE.NAME", refine] if refine else [])]
-    cfg = load_config(args.config_file, opts)
+    source = args.config_file or config_of(args.weights)
+    cfg = load_config(source, opts)
     weights = args.weights
     # by the user, not by the file
-    is_named = args.config_file in MODELS or Path(args.config_file).is_dir() or "MODEL.WEIGHTS" in args.opts[::2]
+    is_named = source in MODELS or Path(source).is_dir() or "MODEL.WEIGHTS" in args.opts[::2]
     if weights is None and not is_named and cfg.MODEL.WEIGHTS:
         try:
             find_weights(cfg.MODEL.WEIGHTS)
         except OSError as error:
-            logger.warning("The weights that %s starts training from are not here: %s", args.config_file, error)
+            logger.warning("The weights that %s starts training from are not here: %s", source, error)
             weights = ""
     names = getattr(args, "classes", None)
     return make(cfg, weights, None if names is None else parse_classes(names))
+
+
+def config_of(weights: str | None) -> str:
+    """The configuration when none is named: that of the run which left the weights, or the default model."""
+    if weights is None:
+        return DEFAULT_MODEL
+    beside = Path(weights).expanduser().parent / "config.yaml"
+    if not beside.is_file():
+        raise ValueError(f"there is no {beside}; say by --config-file which model {weights} is of.")
+    return str(beside)
 
 
 def group_inputs(inputs: Sequence[str]) -> list[str | list[str]]:

@@ -23,7 +23,7 @@ def test_info_names_the_versions(capsys):
     assert "torch" in said and "pycocotools" in said
 
 
-@pytest.mark.parametrize("arguments", [[], ["segment"], ["list", "a", "b"], ["info", "x"], ["predict"]])
+@pytest.mark.parametrize("arguments", [[], ["segment"], ["list", "a", "b"], ["info", "x"]])
 def test_wrong_command_lines_end_with_code_2(capsys, arguments):
     with pytest.raises(SystemExit) as stop:
         main(arguments)

@@ -278,4 +278,31 @@ def test_the_script_explains_itself():
     done = subprocess.run([sys.executable, str(ROOT / "demo" / "demo.py"), "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "--score-threshold" in done.stdout
     done = subprocess.run([sys.executable, str(ROOT / "demo" / "demo.py")], capture_output=True, text=True)
-    assert done.returncode == 2 and "--config-file" in done.stderr
+    assert done.returncode == 2 and "no video is named" in done.stderr
+
+
+def test_a_video_alone_is_drawn_beside_it_with_the_default_model(folder, monkeypatch):
+    """Here the default is a stand-in; that published models are downloaded is tested with the folders of models."""
+    monkeypatch.setattr(predict, "DEFAULT_MODEL", "model.yaml")
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert run(parser.parse_args(["video.mp4"])) == 0
+    assert len(read_video("video_segmented.mp4")) == 6
+    assert run(parser.parse_args(["video.mp4"])) == 2  # it is there now
+
+
+def test_weights_of_a_run_bring_their_configuration(folder):
+    run = Path("runs/mine")
+    run.mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"no runs/mine/config\.yaml; say by --config-file"):
+        predict.config_of("runs/mine/model_best.pth")
+    (run / "config.yaml").write_text("VERSION: 2\n")
+    assert predict.config_of("runs/mine/model_best.pth") == "runs/mine/config.yaml"
+    assert predict.config_of(None) == "videomt_small_ytvis19"
+
+
+def test_no_video_is_said(folder, capsys):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert run(parser.parse_args([])) == 2
+    assert "no video is named" in capsys.readouterr().err
