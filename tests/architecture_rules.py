@@ -70,7 +70,11 @@ NAMES_DECIDE_IN = ("lbvq.config", "lbvq.data.builtin", "mask2former.config", "ma
 _DATA_SET = re.compile(r"(hq_)?(burst|coco|lvis|lvvis|ovis|synthetic|youtubevis|ytvis)(?![a-z])")
 
 # Method -> methods it builds on; everything else two methods share belongs into a shared module.
-PARENTS: dict[str, tuple[str, ...]] = {"genvis": ("vita",)}
+PARENTS: dict[str, tuple[str, ...]] = {
+    "genvis": ("vita",),
+    "dvis.offline": ("dvis",),
+    "dvis.segmenters": ("ctvis", "online.minvis"),
+}
 
 # Only these parts of fvcore import cleanly; the rest pulls in deprecated torch features.
 FVCORE_PARTS = ("config", "registry", "timer", "history_buffer", "param_scheduler", "file_io")

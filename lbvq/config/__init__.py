@@ -18,12 +18,15 @@ from lbvq.config.methods import (
     add_vmt_config,
 )
 from lbvq.config.node import CfgNode, UnknownKeyError
+from lbvq.config.tracking import add_ctvis_config, add_dvis_config
 from lbvq.config.unused import register_unused_keys
 from mask2former.config import add_maskformer2_config
 
 __all__ = [
     "CfgNode",
     "UnknownKeyError",
+    "add_ctvis_config",
+    "add_dvis_config",
     "add_genvis_config",
     "add_lbvq_config",
     "add_mask2former_vis_config",
@@ -56,6 +59,8 @@ def get_cfg() -> CfgNode:
         add_vmt_config,
         add_videomt_config,
         add_pmt_config,
+        add_ctvis_config,
+        add_dvis_config,
         add_refine_config,
     ):
         add_config(cfg)

@@ -15,6 +15,7 @@ _PROPOSALS = "precomputed proposals are not supported"
 _TTA = "test-time augmentation is not supported"
 _STEM = "the ResNet stem is always a 7x7 convolution and res5 has no grid of dilations"
 _PUBLISHED = "the published code does not read it either"
+_WHOLE_CLIP = "a crop, a turn or a flip serves a whole clip"
 
 _PUBLISHED_VIDEO = "the published code does not read it when it trains on videos"
 _NO_PART = "neither VidEoMT nor PMT has a part that it is about"
@@ -88,10 +89,27 @@ UNUSED_KEYS: dict[str, tuple[str, tuple]] = {  # key: (reason, quiet values besi
     "MODEL.BACKBONE.START_STEPS": (_PUBLISHED_VIDEO, ()),
     "MODEL.BACKBONE.END_STEPS": (_PUBLISHED_VIDEO, ()),
     **{f"MODEL.BACKBONE.{key}": (_NO_PART, quiet) for key, quiet in _OF_VIDEOMT.items()},
-    "INPUT.REVERSE_AGU": ("clips are not reversed", ()),
-    "DATASETS.DATASET_NEED_MAP": (_KIND, ([True, False],)),
+    "DATASETS.DATASET_NEED_MAP": ("classes of different data sets are matched by their names", ([True, False],)),
     "DATASETS.DATASET_TYPE": (_KIND, (["image_instance", "video_instance"],)),
     "DATASETS.DATASET_TYPE_TEST": (_KIND, ()),
+    "INPUT.COCO_PRETRAIN": ("pseudo clips are made of every set of images in DATASETS.TRAIN", ()),
+    "INPUT.PRETRAIN_SAME_CROP": (_WHOLE_CLIP, ()),
+    "INPUT.IMAGE_MODE": ("a set of images makes pseudo clips of INPUT.SAMPLING_FRAME_NUM frames", ()),
+    "INPUT.CROP.CLIP_FRAME_CNT": (_WHOLE_CLIP, (6, 8, 10)),
+    "INPUT.CROP.SAME_CROP": (_WHOLE_CLIP, ()),
+    "MODEL.CLIP_NUM_FRAMES": (_PUBLISHED, ()),
+    "MODEL.SEM_SEG_HEAD.RETURN_TRANSFORMER_FEATURE": (_PUBLISHED, ()),
+    "MODEL.CL_PLUGIN.FUSION_LOSS": (_PUBLISHED, ()),
+    "MODEL.CL_PLUGIN.BIO_CL": (_PUBLISHED, ()),
+    "MODEL.CL_PLUGIN.ONE_DIRECTION": (_PUBLISHED, ()),
+    "MODEL.CL_PLUGIN.NOISE_EMBED": ("no published model is trained with it", ()),
+    "MODEL.TRACKER.NOISE_FRAME_RATIO": (_PUBLISHED, ()),
+    "MODEL.TRACKER.REID_WEIGHT": ("the losses are weighted by MODEL.CL_PLUGIN.REID_WEIGHT", ()),
+    "MODEL.TRACKER.AUX_REID_WEIGHT": ("the losses are weighted by MODEL.CL_PLUGIN.AUX_REID_WEIGHT", ()),
+    "MODEL.VIT_ADAPTER.WITH_CP": ("SOLVER.ACTIVATION_CHECKPOINTING does what it is for", ()),
+    "TEST.TEST_INTERPOLATE_CHUNK_SIZE": ("masks are resized in pieces that fit the memory", ()),
+    "TEST.TEST_INSTANCE_CHUNK_SIZE": ("masks are resized in pieces that fit the memory", ()),
+    "TEST.TO_CPU_FRAMES": ("TEST.FEATURE_BUDGET_MB says what is kept in memory", ()),
     "SOLVER.NESTEROV": (_PUBLISHED, ()),
     "SOLVER.BIAS_LR_FACTOR": (_PUBLISHED, ()),
     "SOLVER.WEIGHT_DECAY_BIAS": (_PUBLISHED, ()),

@@ -48,7 +48,8 @@ def pseudo_augmentations(cfg: Any) -> list[Policy]:
     """Transforms that make a moving clip out of one image."""
     flips = _flip(cfg)
     names = _check_names(cfg.INPUT.PSEUDO.AUGMENTATIONS, "INPUT.PSEUDO.AUGMENTATIONS")
-    rotation = RandomRotation(_ANGLE, _CENTER, expand=False)
+    angle = float(cfg.INPUT.PSEUDO.ROTATE_ANGLE)
+    rotation = RandomRotation((-angle, angle), _CENTER, expand=False)
     others = [*_colors(names), *([rotation] if "rotation" in names else [])]
     if cfg.INPUT.LSJ_AUG.ENABLED:
         return [*flips, *others, *_large_scale_jitter(cfg)]

@@ -107,8 +107,9 @@ class DefaultTrainer(TrainLoop):
     @classmethod
     def build_step(cls, cfg: Any, model: nn.Module, data_loader: Any, optimizer: torch.optim.Optimizer) -> TrainStep:
         """Return what is done in every iteration; the place for another kind of step, derived from `TrainStep`."""
+        finds_unused = cfg.SOLVER.FIND_UNUSED_PARAMETERS or cfg.FIND_UNUSED_PARAMETERS
         return TrainStep(
-            create_ddp_model(model, find_unused_parameters=cfg.SOLVER.FIND_UNUSED_PARAMETERS),
+            create_ddp_model(model, find_unused_parameters=finds_unused),
             data_loader,
             optimizer,
             clip_gradients=build_gradient_clipper(cfg, optimizer),

@@ -42,8 +42,8 @@ _EPSILON = 1e-6  # keeps an iteration from falling before its own step through r
 def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
     """Build AdamW or SGD over the trainable parameters of `model`, in groups as SOLVER.PARAMETER_GROUPS says.
 
-    "modules": parameters of modules with "backbone" in their name learn BACKBONE_MULTIPLIER times as fast;
-    normalisation layers, embeddings and Swin's position tables have weight decays of their own. "layers": a block of a
+    "modules": parameters of modules with "backbone" in their name learn BACKBONE_MULTIPLIER times as fast, all others
+    but those of re-identification heads ("reid_embed") DETECTOR_MULTIPLIER times; normalisation layers, embeddings and Swin's position tables have weight decays of their own. "layers": a block of a
     plain ViT learns LLRD times as fast as the one above it, and everything has one weight decay.
     """
     solver = cfg.SOLVER
@@ -65,6 +65,7 @@ def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
             weight_decay_norm=solver.WEIGHT_DECAY_NORM,
             weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
             backbone_multiplier=solver.BACKBONE_MULTIPLIER,
+            detector_multiplier=solver.DETECTOR_MULTIPLIER,
         )
     else:
         raise ValueError(f"SOLVER.PARAMETER_GROUPS must be modules or layers, got {solver.PARAMETER_GROUPS!r}.")
@@ -91,6 +92,7 @@ def parameter_groups(
     weight_decay_norm: float,
     weight_decay_embed: float,
     backbone_multiplier: float,
+    detector_multiplier: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Sort the trainable parameters into groups {"params", "lr", "weight_decay"}, in order of first appearance."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -100,7 +102,10 @@ def parameter_groups(
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
-            lr = base_lr * backbone_multiplier if "backbone" in module_name else base_lr
+            if "backbone" in module_name:
+                lr = base_lr * backbone_multiplier
+            else:
+                lr = base_lr if "reid_embed" in module_name else base_lr * detector_multiplier
             decay = weight_decay
             if any(part in name for part in NO_DECAY_NAMES):
                 decay = 0.0

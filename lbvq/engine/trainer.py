@@ -245,7 +245,7 @@ class TrainStep:
         """Do one step.
 
         Args:
-            iteration: for messages.
+            iteration: for messages, and for a model that has an attribute `iteration`.
             after_backward: called when the gradients are there and the optimizer has not used them.
 
         Returns:
@@ -260,6 +260,7 @@ class TrainStep:
         start = time.perf_counter()
         batch = self.next_batch()
         self.data_time = time.perf_counter() - start
+        _tell_iteration(self.model, iteration)
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._backward(batch)
         if self.device_type == "cpu" and self.grad_scaler is None:
@@ -320,6 +321,13 @@ class TrainStep:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.grad_scaler is not None and state.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state["grad_scaler"])
+
+
+def _tell_iteration(model: nn.Module, iteration: int) -> None:
+    """Let a model know how far training is, if it has an attribute for that."""
+    model = model.module if isinstance(model, DistributedDataParallel) else model
+    if hasattr(model, "iteration"):
+        model.iteration = iteration
 
 
 def _check_finite(losses: dict[str, Tensor], iteration: int) -> None:

@@ -6,6 +6,8 @@ import mask2former.modeling  # noqa: F401  # registers backbones, pixel decoder 
 
 from . import frame_decoder
 from .base import FrameSegmenter, VideoModel, VideoSegmenter
+from .ctvis import CTVISModel
+from .dvis import CTMinVIS, DVIS_offline, DVIS_online, DVIS_Plus_offline, DVIS_Plus_online, MinVIS
 from .genvis import GenVIS, Genvis
 from .lbvq import LBVQ, Lbvq
 from .mask2former_vis import VideoMaskFormer
@@ -20,10 +22,17 @@ __all__ = [
     "VISAGE",
     "VITA",
     "VMT",
+    "CTMinVIS",
+    "CTVISModel",
+    "DVIS_Plus_offline",
+    "DVIS_Plus_online",
+    "DVIS_offline",
+    "DVIS_online",
     "FrameSegmenter",
     "GenVIS",
     "Genvis",
     "Lbvq",
+    "MinVIS",
     "OVFormer",
     "OVFormerVideo",
     "VideoMaskFormer",

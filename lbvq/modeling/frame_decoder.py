@@ -56,7 +56,13 @@ class VideoMultiScaleMaskedTransformerDecoder_minvis(MultiScaleMaskedTransformer
 
 @TRANSFORMER_MODULE_REGISTRY.register()
 class VideoMultiScaleMaskedTransformerDecoder_dvis(MultiScaleMaskedTransformerDecoder):
-    """Frame decoder of DVIS, the same as MinVIS'."""
+    """Frame decoder of DVIS, the same as MinVIS'; it hands on the maps that masks are made of, `mask_features`."""
+
+    def predict(
+        self, states: list[Tensor], queries: Tensor, mask_features: Tensor, **context: Any
+    ) -> tuple[dict[str, Any], Tensor]:
+        outputs, frame_queries = super().predict(states, queries, mask_features, **context)
+        return {**outputs, "mask_features": mask_features}, frame_queries
 
 
 @TRANSFORMER_MODULE_REGISTRY.register()
@@ -97,7 +103,7 @@ class VideoMultiScaleMaskedTransformerDecoder_dvisPlus(CLMultiScaleMaskedTransfo
     """Frame decoder of DVIS++: the vector of CTVIS is joined to the query, for matching and for the tracker.
 
     Frame queries are (1, BT, Q, 2C), and `unnormed_queries` (BT, Q, 2C) are the same before the query is normalised;
-    both are C wide without the head.
+    both are C wide without the head. `mask_features` are the maps that masks are made of.
     """
 
     def __init__(self, in_channels: int, *, reid_branch: bool, **decoder: Any) -> None:
@@ -123,4 +129,4 @@ class VideoMultiScaleMaskedTransformerDecoder_dvisPlus(CLMultiScaleMaskedTransfo
             embeddings = outputs["pred_embeds"]
             queries = torch.cat((queries, embeddings), dim=-1)
             frame_queries = torch.cat((states[-1], embeddings), dim=-1)[None]
-        return {**outputs, "unnormed_queries": queries}, frame_queries
+        return {**outputs, "unnormed_queries": queries, "mask_features": mask_features}, frame_queries

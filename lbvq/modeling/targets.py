@@ -76,6 +76,35 @@ def frames_of(target: dict[str, Any]) -> list[dict[str, Any]]:
     return frames
 
 
+def frames_with_all(
+    sample: dict[str, Any], padded_size: tuple[int, int], device: torch.device, num_classes: int
+) -> list[dict[str, Any]]:
+    """T frame targets that list all N annotated instances of a clip, also those that no frame shows.
+
+    Args:
+        sample, padded_size, device: as of `prepare_targets`.
+        num_classes: K, the label of an instance in the frames where it is absent.
+
+    Returns:
+        `{labels (N,), ids (N,), masks (N, H, W), name}`, ids -1 where absent.
+    """
+    instances, name = sample["instances"], sample_name(sample)
+    masks = stack_masks(instances, padded_size, device, name)
+    ids = valid_ids(torch.stack([frame.gt_ids for frame in instances], dim=1).to(device), masks)
+    classes = torch.stack([frame.gt_classes for frame in instances], dim=1).to(device)
+    check_classes(classes[ids != ABSENT], num_classes, name)
+    labels = torch.where(ids == ABSENT, num_classes, classes)
+    return [
+        {
+            "labels": labels[:, t],
+            "ids": ids[:, t],
+            "masks": masks[:, t],
+            "name": f"{name}, frame {t} of the clip",
+        }
+        for t in range(len(instances))
+    ]
+
+
 def stack_masks(
     instances: list[Any], padded_size: tuple[int, int], device: torch.device, name: str = "sample"
 ) -> Tensor:

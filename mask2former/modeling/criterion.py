@@ -76,7 +76,7 @@ class SetCriterion(nn.Module):
         }
 
     def forward(
-        self, outputs: dict[str, Any], targets: list[dict[str, Any]]
+        self, outputs: dict[str, Any], targets: list[dict[str, Any]], guide: dict[str, Any] | None = None
     ) -> tuple[dict[str, Tensor], list[list[Match]]]:
         """Compute the losses.
 
@@ -84,6 +84,7 @@ class SetCriterion(nn.Module):
             outputs: `pred_logits` (B, Q, K+1), `pred_masks` (B, Q, h, w), and `aux_outputs`, a list of the same for the
                 decoder layers before.
             targets: for each image `labels` (G,), `masks` (G, H, W).
+            guide: other outputs, which are matched once instead of those of every layer.
 
         Returns:
             Scalars loss_ce, loss_mask, loss_dice, and the same with suffix _i for layer i before the last; and the
@@ -93,9 +94,10 @@ class SetCriterion(nn.Module):
         num_masks = average_over_processes(sum(len(target["labels"]) for target in targets), self.empty_weight.device)
         losses = {}
         auxiliary = outputs.get("aux_outputs", [])
+        guided = None if guide is None else self.matcher(guide, targets)
         matches = []
         for index, layer in enumerate([outputs, *auxiliary]):  # the last layer first: the published order of draws
-            matches.append(self.matcher(layer, targets))
+            matches.append(self.matcher(layer, targets) if guided is None else guided)
             suffix = f"_{index - 1}" if index else ""
             for name, loss in self.layer_losses(layer, targets, matches[-1], num_masks).items():
                 losses[name + suffix] = loss

@@ -52,22 +52,23 @@ class TemporalRefiner(nn.Module):
         self.activation_proj = Linear(hidden_dim, 1)
         self.num_layers = num_layers
 
-    def forward(self, objects: Tensor, frames: Tensor) -> Tensor:
+    def forward(self, objects: Tensor, frames: Tensor, *, only_last: bool = False) -> Tensor:
         """Refine the objects.
 
         Args:
             objects: (T, Q, B, C) tracked objects of all T frames.
             frames: (T, Q, B, C) queries of the frames.
+            only_last: return the output of the last layer alone.
 
         Returns:
-            (L, B, T, Q, C) normalised outputs of every layer.
+            (L or 1, B, T, Q, C) normalised outputs of every layer.
         """
-        layers = []
+        layers: list[Tensor] = []
         memory = frames.transpose(0, 1).flatten(1, 2)  # (Q, T*B, C)
         for index in range(self.num_layers):
             objects = self.along_time(index, objects)
             objects = self.in_frames(index, objects, memory)
-            layers.append(objects)
+            layers = [objects] if only_last else [*layers, objects]
         return self.decoder_norm(torch.stack(layers)).permute(0, 3, 1, 2, 4)
 
     def along_time(self, index: int, objects: Tensor) -> Tensor:

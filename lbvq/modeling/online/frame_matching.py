@@ -56,13 +56,7 @@ class FrameMatching(OnlineSegmenter):
             "logits": encoded.outputs["pred_logits"].float().cpu(),
             "masks": finite_masks(encoded.outputs["pred_masks"].float()),
         }
-        if not all(evidence[name].isfinite().all() for name in ("queries", "logits")):
-            logger.warning(
-                "The network's outputs are not finite somewhere in the %d frame(s) from number %d on; objects wait for "
-                "the next frame. Set TEST.AMP.ENABLED False if this happens often.",
-                len(evidence["logits"]),
-                encoded.start,
-            )
+        warn_if_not_finite(encoded.start, evidence["queries"], evidence["logits"])
         return evidence
 
     def advance(self, state: StreamState, evidence: Evidence) -> tuple[StreamState, StepMasks]:
@@ -125,6 +119,17 @@ def online_form(model: Any) -> OnlineSegmenter:
     online = as_tested(model)
     require(online, "online")
     return online
+
+
+def warn_if_not_finite(start: int, *outputs: Tensor) -> None:
+    """Say that outputs (t, ...) of the frames from number `start` on are not finite."""
+    if not all(output.isfinite().all() for output in outputs):
+        logger.warning(
+            "The network's outputs are not finite somewhere in the %d frame(s) from number %d on; objects wait for "
+            "the next frame. Set TEST.AMP.ENABLED False if this happens often.",
+            len(outputs[0]),
+            start,
+        )
 
 
 def finite_masks(logits: Tensor) -> Tensor:
