@@ -17,7 +17,10 @@ LEAVES = [name for name in FILES if not name.startswith("_base_/")]
 PUBLISHED = recorded("configs")
 
 
-OUR_FOLDERS = {"ytvis19": "youtubevis_2019", "ytvis21": "youtubevis_2021", "ytvis22": "youtubevis_2022"}
+OUR_FOLDERS = {
+    **{"ytvis19": "youtubevis_2019", "ytvis21": "youtubevis_2021", "ytvis22": "youtubevis_2022"},
+    **{"ytvis_2019": "youtubevis_2019", "ytvis_2021": "youtubevis_2021"},
+}
 
 
 def published_files() -> dict[str, str]:
@@ -26,6 +29,9 @@ def published_files() -> dict[str, str]:
     for name in PUBLISHED["changes"]:
         repository, *folders, file = name.split("__")
         if file.startswith("Base") or (repository, folders[0]) == ("GenVIS", "vita"):
+            continue
+        if repository == "DVIS_Plus":  # its names are those of other repositories, so it keeps its folders
+            pairs["/".join(["dvis_Plus", *folders, file]) + ".yaml"] = name
             continue
         folders = folders[1:] if repository == "GenVIS" else folders
         folders = [OUR_FOLDERS.get(folder, folder) for folder in folders if not folder.startswith("vit-")]

@@ -18,7 +18,9 @@ from mask2former.config import add_missing
 CLIP_SAMPLING: dict[str, Any] = {
     "INPUT": {
         "SAMPLING_FRAME_NUM": 2,  # frames of a training clip
-        "SAMPLING_FRAME_RANGE": 20,  # how far from the reference frame the others may lie, frames
+        # how far from the reference frame the others may lie, frames; with NUM = 2 RANGE + 1 frames follow each other
+        "SAMPLING_FRAME_RANGE": 20,
+        "SAMPLING_FRAME_REPEATS": True,  # (ours) a frame may come several times; False: only if there are too few
         "SAMPLING_FRAME_SHUFFLE": False,  # shuffle the frames of a clip
         "AUGMENTATIONS": [],  # of "brightness", "contrast", "saturation", "rotation"
     }
@@ -48,6 +50,15 @@ JOINT_TRAINING: dict[str, Any] = {
             "MAX_SCALE": 2.0,  # largest scale
         },
     },
+}
+
+CLIPS_OF_RUNS: dict[str, Any] = {  # of DVIS, DVIS++, VidEoMT and PMT
+    "DATASETS": {
+        "DATASET_NEED_MAP": [False],  # see unused.py
+        "DATASET_TYPE": ["video_instance"],  # see unused.py
+        "DATASET_TYPE_TEST": ["video_instance"],  # see unused.py
+    },
+    "INPUT": {"REVERSE_AGU": False},  # turn half of the clips of consecutive frames around
 }
 
 CLIP_HEAD: dict[str, Any] = {  # the module over frame queries that LBVQ and VITA share
@@ -356,12 +367,6 @@ VIDEOMT: dict[str, Any] = {
         "WARMUP_STEPS": (500, 1000),  # of TwoStagePolyLR: iterations until all but the ViT, and then until the ViT
         "POLY_POWER": 0.9,  # of TwoStagePolyLR
     },
-    "INPUT": {"REVERSE_AGU": False},  # see unused.py
-    "DATASETS": {
-        "DATASET_NEED_MAP": [False],  # see unused.py
-        "DATASET_TYPE": ["video_instance"],  # see unused.py
-        "DATASET_TYPE_TEST": ["video_instance"],  # see unused.py
-    },
 }
 
 PMT: dict[str, Any] = {
@@ -387,6 +392,7 @@ def add_videomt_config(cfg: FvcoreCfgNode) -> None:
     """Add VidEoMT's keys: MODEL.BACKBONE, MODEL.VIT, its schedule, clip sampling and joint training."""
     add_maskformer2_video_config(cfg)
     add_missing(cfg, JOINT_TRAINING)
+    add_missing(cfg, CLIPS_OF_RUNS)
     add_missing(cfg, VIDEOMT)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode as FvcoreCfgNode
 
-from lbvq.config.methods import JOINT_TRAINING, add_minvis_config
+from lbvq.config.methods import CLIPS_OF_RUNS, JOINT_TRAINING, add_minvis_config
 from mask2former.config import add_missing
 
 # -- CTVIS, whose segmenter DVIS++ builds on -------------------------------------------------------------------------
@@ -92,12 +92,6 @@ def add_ctvis_config(cfg: FvcoreCfgNode) -> None:
 # -- DVIS and DVIS++ -------------------------------------------------------------------------------------------------
 
 DVIS: dict[str, Any] = {
-    "DATASETS": {
-        "DATASET_NEED_MAP": [False],  # see unused.py
-        "DATASET_TYPE": ["video_instance"],  # see unused.py
-        "DATASET_TYPE_TEST": ["video_instance"],  # see unused.py
-    },
-    "INPUT": {"REVERSE_AGU": False},  # turn every second clip of consecutive frames around
     "MODEL": {
         "MASK_FORMER": {
             "REID_BRANCH": True,  # of DVIS++: join the vectors of CTVIS to the queries
@@ -123,7 +117,7 @@ DVIS: dict[str, Any] = {
             "USE_CL": True,  # of DVIS++: contrastive loss of the refiner
         },
         "VIT_ADAPTER": {
-            "NAME": "vitl",  # size of the plain ViT: vits, vitb, vitl or vitg
+            "NAME": "vitl",  # size of the plain ViT: vits, vitb or vitl
             "VIT_WEIGHT": "dinov2_vitl14_pretrain.pth",  # file that training starts the ViT from; "": none
             "FREEZE_VIT": True,  # do not train the ViT
             "FINETUNE": False,  # but for the blocks of
@@ -138,5 +132,6 @@ def add_dvis_config(cfg: FvcoreCfgNode) -> None:
     """Add the keys of DVIS and DVIS++, those of the segmenter of CTVIS, clip sampling and joint training."""
     add_minvis_config(cfg)
     add_missing(cfg, JOINT_TRAINING)
+    add_missing(cfg, CLIPS_OF_RUNS)
     add_missing(cfg, CONTRASTIVE_SEGMENTER)
     add_missing(cfg, DVIS)

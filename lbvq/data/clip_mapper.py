@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lbvq.data.augment import ClipAugmenter, Policy, ResizeShortestEdge
 from lbvq.data.augment_lists import clip_augmentations, resize_for_test
-from lbvq.data.clip_sampling import choose_frames, frame_subset
+from lbvq.data.clip_sampling import choose_clip, choose_frames, frame_subset
 from lbvq.data.frames import LazyFrames, check_size, read_image, to_tensor
 from lbvq.data.objects import make_instances, map_class, transform_object
 from lbvq.data.transforms import TransformList
@@ -37,6 +37,8 @@ class VideoClipMapper:
         num_frames: int,
         frame_range: int = 20,
         shuffle: bool = False,
+        repeats: bool = True,
+        reverse: bool = False,
         frame_ratio: float = 1.0,
         image_format: str = "RGB",
         class_map: dict[int, int] | None = None,
@@ -47,7 +49,7 @@ class VideoClipMapper:
             policies: random transforms.
             num_frames: of a clip.
             frame_range: how far frames may be from the reference frame.
-            shuffle: do not sort the frames of a clip.
+            shuffle, repeats, reverse: see `choose_clip`.
             frame_ratio: share of each video's frames that is used at all; below 1 only with one frame per clip.
             image_format: order of the channels.
             class_map: class of this data set -> class of the target data set; None when this is the target.
@@ -59,7 +61,7 @@ class VideoClipMapper:
         self.policies = list(policies)
         self.num_frames = num_frames
         self.frame_range = frame_range
-        self.shuffle = shuffle
+        self.shuffle, self.repeats, self.reverse = shuffle, repeats, reverse
         self.frame_ratio = frame_ratio
         self.image_format = image_format
         self.class_map = class_map
@@ -73,6 +75,8 @@ class VideoClipMapper:
             num_frames=cfg.INPUT.SAMPLING_FRAME_NUM,
             frame_range=cfg.INPUT.SAMPLING_FRAME_RANGE,
             shuffle=cfg.INPUT.SAMPLING_FRAME_SHUFFLE,
+            repeats=cfg.INPUT.SAMPLING_FRAME_REPEATS,
+            reverse=cfg.INPUT.REVERSE_AGU,
             frame_ratio=cfg.INPUT.SAMPLING_FRAME_RATIO,
             image_format=cfg.INPUT.FORMAT,
             class_map=class_map,
@@ -100,7 +104,8 @@ class VideoClipMapper:
         if self.frame_ratio < 1:
             subset = frame_subset(length, self.frame_ratio)
             return [subset[choose_frames(len(subset), 1, 0)[0]]] if len(subset) > 1 else subset
-        return choose_frames(length, self.num_frames, self.frame_range, shuffle=self.shuffle)
+        ways = {"shuffle": self.shuffle, "repeats": self.repeats, "reverse": self.reverse}
+        return choose_clip(length, self.num_frames, self.frame_range, **ways)
 
     def _read(self, record: dict[str, Any], sample: Sample, t: int) -> np.ndarray:
         """Read frame t; where the annotation file is known to be wrong about sizes the sample gets the image's."""

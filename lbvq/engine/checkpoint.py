@@ -56,6 +56,7 @@ class Checkpointer:
         self.model = model
         self.save_dir = Path(save_dir)
         self.states = states
+        self.report: LoadReport | None = None  # of the file that was loaded last
 
     def save(self, name: str, **extra: Any) -> Path:
         """Write `name`.pth in the folder of the run and note it as the newest; only process 0 writes.
@@ -92,7 +93,7 @@ class Checkpointer:
             What else the file holds, `iteration` among it.
         """
         file = read_weights(path)
-        load_weight_file(self.model, file, allow_missing=allow_missing)
+        self.report = load_weight_file(self.model, file, allow_missing=allow_missing)
         rest = file.rest
         for key, state in self.states.items() if states else ():
             if key not in rest:
@@ -135,7 +136,7 @@ class Checkpointer:
             return {}
         if allow_missing is None:
             allow_missing = "new_modules" if self.states else "classifier"
-        load_weights(self.model, weights, allow_missing=allow_missing)
+        self.report = load_weights(self.model, weights, allow_missing=allow_missing)
         return {}
 
     def has_checkpoint(self) -> bool:

@@ -25,7 +25,7 @@ from .hooks import BestCheckpointer, EvalHook, IterationTimer, LRScheduler, Peri
 from .random_state import get_random_state, preserve_random_state, set_random_state
 from .solver import build_gradient_clipper, build_lr_scheduler, build_optimizer, scale_to_world_size
 from .trainer import HookBase, TrainLoop, TrainStep
-from .weights import unwrap
+from .weights import load_start_files, unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +154,7 @@ class DefaultTrainer(TrainLoop):
         """Go on from the last checkpoint in OUTPUT_DIR if `resume` and there is one, else load MODEL.WEIGHTS."""
         resumed = resume and self.checkpointer.has_checkpoint()
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume, allow_missing="new_modules")
+        load_start_files(self.checkpointer.model, self.checkpointer.report)
         self.start_iter = self.iter + 1 if resumed else 0
 
     def train(self) -> dict[str, Any]:

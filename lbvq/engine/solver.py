@@ -43,8 +43,9 @@ def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
     """Build AdamW or SGD over the trainable parameters of `model`, in groups as SOLVER.PARAMETER_GROUPS says.
 
     "modules": parameters of modules with "backbone" in their name learn BACKBONE_MULTIPLIER times as fast, all others
-    but those of re-identification heads ("reid_embed") DETECTOR_MULTIPLIER times; normalisation layers, embeddings and Swin's position tables have weight decays of their own. "layers": a block of a
-    plain ViT learns LLRD times as fast as the one above it, and everything has one weight decay.
+    but those of re-identification heads ("reid_embed") DETECTOR_MULTIPLIER times; normalisation layers, embeddings and
+    Swin's position tables have weight decays of their own. "layers": a block of a plain ViT learns LLRD times as fast
+    as the one above it, and everything has one weight decay.
     """
     solver = cfg.SOLVER
     if solver.PARAMETER_GROUPS == "layers":

@@ -115,6 +115,27 @@ def load_weights(
     return load_weight_file(model, file, allow_missing=allow_missing)
 
 
+def load_start_files(model: nn.Module, report: LoadReport | None) -> list[LoadReport]:
+    """Load what parts of a model start from by themselves, each from the file its attribute `start_file` names.
+
+    Args:
+        model: whose parts are looked at; "" as `start_file` is no file.
+        report: of the file that the whole model was loaded from; a part of which it had anything is left alone. None:
+            there was no such file.
+
+    Returns:
+        What was loaded.
+    """
+    reports = []
+    for prefix, part in model.named_modules():
+        file = getattr(part, "start_file", "")
+        matched = () if report is None else report.matched
+        if file and not any(name.startswith(f"{prefix}.") for name in matched if not _is_constant(name)):
+            logger.info("%s starts from %s.", prefix, file)
+            reports.append(load_weights(part, file, allow_missing="none"))
+    return reports
+
+
 def load_weight_file(
     model: nn.Module, file: WeightFile, *, allow_missing: str | Callable[[str], bool] = "classifier"
 ) -> LoadReport:

@@ -39,6 +39,12 @@ TUPLES = {  # keys that are tuples in the published tree; every other sequence i
 OTHER_DEFAULTS = {  # keys whose defaults differ from repository to repository; our files set them
     "videomt": {"DATASETS.DATASET_RATIO", "MODEL.BACKBONE.NAME", "SEED"},
     "pmt": {"DATASETS.DATASET_RATIO", "MODEL.BACKBONE.NAME", "SEED", "SOLVER.WARMUP_STEPS"},
+    "CTVIS": {
+        *("DATASETS.DATASET_RATIO", "INPUT.PSEUDO.MIN_SIZE_TRAIN", "INPUT.SAMPLING_FRAME_RANGE"),
+        "MODEL.CL_PLUGIN.CL_PLUGIN_NAME",  # published is a name that does not exist
+    },
+    "DVIS": {"DATASETS.DATASET_RATIO", "SEED"},
+    "DVIS_Plus": {"DATASETS.DATASET_RATIO", "SEED"},
 }
 
 

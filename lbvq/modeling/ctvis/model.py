@@ -22,7 +22,7 @@ from mask2former.structures import ImageList
 from ..base import EncodedFrames, FrameSegmenter
 from ..online.frame_matching import finite_masks, warn_if_not_finite
 from ..online.segmenter import Evidence, OnlineSegmenter, StepMasks, StreamState
-from ..postprocess import select_top
+from ..postprocess import Chosen, select_top
 from ..targets import frames_with_all, prepare_targets
 from .contrast import MemoryContrast, queries_of_clips
 from .tracker import TrackRules, mean_probabilities, select_detections, start_tracker, track_frame
@@ -32,13 +32,6 @@ if TYPE_CHECKING:
 
 NOT_KEPT = -1  # fills up the list of detections of a frame
 NEVER = -1e4  # class logit of a query whose logits are not finite
-FIXED = {  # keys whose other values are not published with a description
-    "MODEL.TRACKER.TRACKER_NAME": "SimpleTracker",
-    "MODEL.TRACKER.MATCH_METRIC": "bisoftmax",
-    "MODEL.TRACKER.MATCH_TYPE": "greedy",
-    "MODEL.TRACKER.TEMPORAL_SCORE_TYPE": "mean",
-    "MODEL.TRACKER.MEMORY_BANK.EMBED_TYPE": "similarity_guided",
-}
 
 
 class ContrastiveSegmenter(FrameSegmenter):
@@ -122,8 +115,8 @@ class CTVISModel(ContrastiveSegmenter, OnlineSegmenter):  # published name
 
     @classmethod
     def from_config(cls, cfg: Cfg) -> dict[str, Any]:
-        check_fixed(cfg)
         tracker = cfg.MODEL.TRACKER
+        check_form(tracker)
         return {
             **super().from_config(cfg),
             "rules": TrackRules(
@@ -173,7 +166,7 @@ class CTVISModel(ContrastiveSegmenter, OnlineSegmenter):  # published name
         state, rows, queries = track_frame(self.rules, state, frame)
         return state, StepMasks(evidence["masks"], queries, rows, state["num_rows"])
 
-    def decide(self, state: StreamState) -> tuple[Tensor, Tensor, Tensor]:
+    def decide(self, state: StreamState) -> Chosen:
         """Best (track, class) pairs by the probabilities of mean logits."""
         tracks = state["tracks"]
         if not tracks:
@@ -182,11 +175,14 @@ class CTVISModel(ContrastiveSegmenter, OnlineSegmenter):  # published name
         return scores, labels, tracks["rows"][entries]
 
 
-def check_fixed(cfg: Cfg) -> None:
-    """Refuse other values of the keys in `FIXED`."""
-    for key, value in FIXED.items():
-        node = cfg
-        for part in key.split("."):
-            node = getattr(node, part)
-        if node != value:
-            raise ValueError(f"{key} must be {value!r}, got {node!r}: no other form is available.")
+def check_form(tracker: Cfg) -> None:
+    """Refuse values of MODEL.TRACKER that no published model has; there is one form here."""
+    for key, value, only in (
+        ("TRACKER_NAME", tracker.TRACKER_NAME, "SimpleTracker"),
+        ("MATCH_METRIC", tracker.MATCH_METRIC, "bisoftmax"),
+        ("MATCH_TYPE", tracker.MATCH_TYPE, "greedy"),
+        ("TEMPORAL_SCORE_TYPE", tracker.TEMPORAL_SCORE_TYPE, "mean"),
+        ("MEMORY_BANK.EMBED_TYPE", tracker.MEMORY_BANK.EMBED_TYPE, "similarity_guided"),
+    ):
+        if value != only:
+            raise ValueError(f"MODEL.TRACKER.{key} must be {only!r}, got {value!r}.")

@@ -17,7 +17,7 @@ from mask2former.linear import mask_logits
 from mask2former.modeling.criterion import SetCriterion, weighted
 from mask2former.modeling.matcher import Match
 from mask2former.registry import META_ARCH_REGISTRY
-from mask2former.structures import ImageList
+from mask2former.structures import ABSENT, ImageList
 
 from ..base import EncodedFrames, FrameSegmenter
 from ..clips.consistent import ConsistentMatcher
@@ -25,8 +25,8 @@ from ..contrast import join_terms, mean_terms
 from ..online.frame_matching import warn_if_not_finite
 from ..online.segmenter import Evidence, OnlineSegmenter, StepMasks, StreamState
 from ..online.tracking import add_logits, mean_probabilities
-from ..postprocess import select_top
-from ..targets import ABSENT, clip_target
+from ..postprocess import Chosen, select_top
+from ..targets import clip_target
 from .contrast import neighbour_terms
 from .noise import MatchNoise
 from .tracker import ReferringTracker, ReferringTrackerPlus, TrackedFrames, TrackState
@@ -265,7 +265,7 @@ class DVIS_online(DecoupledSegmenter, OnlineSegmenter):  # published name
         after = {"tracker": only_finite(tracker_state, state["tracker"]), **add_logits(state, logits.float())}
         return after, StepMasks(evidence["maps"], embeddings.float().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
 
-    def decide(self, state: StreamState) -> tuple[Tensor, Tensor, Tensor]:
+    def decide(self, state: StreamState) -> Chosen:
         """Best (object, class) pairs by the probabilities of mean logits; none before the first frame."""
         if not state["tracker"]:
             return torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)

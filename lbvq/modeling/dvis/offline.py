@@ -6,6 +6,7 @@ YouTube-VIS 2019, 47.3 / 52.0 on YouTube-VIS 2021, 34.6 / 41.2 on OVIS.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,12 +16,11 @@ from mask2former.modeling.criterion import SetCriterion, weighted
 from mask2former.modeling.matcher import HungarianMatcher
 from mask2former.registry import META_ARCH_REGISTRY
 
-from ..base import output_size
 from ..contrast import join_terms, mean_terms
 from ..feature_store import FeatureStore
 from ..online.frame_matching import warn_if_not_finite
 from ..online.tracking import add_logits, mean_probabilities
-from ..postprocess import MaskStream, select_top, video_output
+from ..postprocess import second_pass, select_top
 from .contrast import ClassMemory, clip_terms
 from .model import MATCHED_LAYERS, DecoupledSegmenter, PlusParts
 from .refiner import TemporalRefiner
@@ -136,19 +136,21 @@ class DVIS_offline(DecoupledSegmenter):  # published name
             frames.clear()
             probabilities = self.refiner.classify(refined).float().softmax(dim=-1)[:, :-1]
             probabilities = torch.maximum(probabilities, mean_probabilities(sums))
-            scores, labels, rows = select_top(probabilities, self.num_predictions)
-            rows, positions = rows.unique(return_inverse=True)  # a mask is made once, however many labels it has
-            stream = MaskStream(
-                len(rows),
-                padded_size=padded_size,
+
+            def make_masks(rows: Tensor) -> Iterator[Tensor]:
+                embeddings = self.refiner.mask_embed(refined[:, rows])  # (T, n, mask_dim)
+                for start, maps in store.chunks(self.frames_per_run):
+                    yield torch.einsum("tnc,tchw->nthw", embeddings[start : start + len(maps)], maps)
+
+            return second_pass(
+                video,
+                select_top(probabilities, self.num_predictions),
+                make_masks,
+                num_frames=len(store),
                 image_size=image_size,
-                output_size=output_size(video, image_size),
-                dense_frames=len(store) if video.get("dense_masks", True) else None,
+                padded_size=padded_size,
+                use_quality=False,
             )
-            embeddings = self.refiner.mask_embed(refined[:, rows])  # (T, n, mask_dim)
-            for start, maps in store.chunks(self.frames_per_run):
-                stream.add(torch.einsum("tnc,tchw->nthw", embeddings[start : start + len(maps)], maps))
-        return video_output(scores, labels, positions, stream, use_quality=False)
 
 
 @META_ARCH_REGISTRY.register()
