@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="lbvq",
         description="Video instance segmentation: LBVQ and its peers.",
-        epilog="\n".join(f"{name:10}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items())
+        epilog="\n".join(f"{name:16}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items())
         + f"\n{HINT}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -82,6 +82,9 @@ def _module(name: str, summary: str) -> Callable[[argparse.ArgumentParser, Seque
 COMMANDS: dict[str, Callable[[argparse.ArgumentParser, Sequence[str]], int]] = {
     "predict": predict,
     "convert": _module("convert", "Turn the labels of a labelling tool into a data folder."),
+    "extract-frames": _module("extract_frames", "Write frames of video files as images, with their numbers and times."),
+    "split": _module("split", "Set videos of a data folder aside for development."),
+    "export": _module("export", "Turn predictions or a data folder into the format of a labelling tool."),
     "download": _module("download", "Fetch the weights of published models."),
     "list": list_models,
     "info": info,

@@ -14,8 +14,7 @@ import sys
 from pathlib import Path
 
 from lbvq.engine.user_errors import user_command
-from lbvq.evaluation.splits import part_of, split_videos
-from lbvq.files.mask_file import read_mask_file, write_mask_file
+from lbvq.evaluation.splits import write_split
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -35,23 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
         "train": args.output / f"train_dev_seed{args.seed}.json",
         "dev": args.output / f"dev_seed{args.seed}.json",
     }
-    existing = [str(path) for path in targets.values() if path.exists()]
-    if existing and not args.overwrite:
-        raise ValueError(f"{', '.join(existing)} exist already; choose another --output or --overwrite them")
-    file = read_mask_file(args.annotations)
-    for key in ("videos", "categories", "annotations"):
-        if not isinstance(file.document, dict) or not isinstance(file.document.get(key), list):
-            raise ValueError(f"{args.annotations}: expected an annotation file in YouTube-VIS form with a list '{key}'")
-    split = split_videos(file.document, args.share, args.seed)
-    args.output.mkdir(parents=True, exist_ok=True)
-    for part, path in targets.items():
-        write_mask_file(path, part_of(file, getattr(split, part)), file)
-        print(f"{path}: {len(getattr(split, part))} videos")
-    names = {category["id"]: category.get("name", category["id"]) for category in file.document["categories"]}
-    print(f"{'category':24s}{'train':>8s}{'dev':>8s}{'share':>8s}   tracks")
-    for category, (train, dev) in split.tracks.items():
-        share = f"{dev / (train + dev):8.1%}" if train + dev else f"{'-':>8s}"
-        print(f"{names.get(category, category)!s:24.24s}{train:8d}{dev:8d}{share}")
+    for line in write_split(args.annotations, targets, args.share, args.seed, overwrite=args.overwrite):
+        print(line)
 
 
 if __name__ == "__main__":

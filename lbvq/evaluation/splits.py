@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lbvq.files.mask_file import MaskFile
+from lbvq.files.mask_file import MaskFile, read_mask_file, write_mask_file
 
 
 @dataclass(frozen=True)
@@ -77,3 +78,41 @@ def part_of(file: MaskFile, video_ids: Iterable[int]) -> dict[str, Any]:
     content["videos"] = [video for video in content["videos"] if video["id"] in chosen]
     content["annotations"] = [entry for entry in content["annotations"] if entry["video_id"] in chosen]
     return content
+
+
+def write_split(
+    annotations: Path, targets: Mapping[str, Path], share: float, seed: int, *, overwrite: bool = False
+) -> list[str]:
+    """Write the two parts of an annotation file, which stays as it is.
+
+    Args:
+        annotations: a training file in YouTube-VIS form.
+        targets: where "train" and "dev" go.
+        share, seed: see `split_videos`.
+        overwrite: replace files that exist.
+
+    Returns:
+        Lines to print: the files, and a table of the tracks of every category.
+    """
+    existing = [str(path) for path in targets.values() if path.exists()]
+    if existing and not overwrite:
+        raise FileExistsError(f"{', '.join(existing)} exist already; choose another place or --overwrite them")
+    file = read_mask_file(annotations)
+    for key in ("videos", "categories", "annotations"):
+        if not isinstance(file.document, dict) or not isinstance(file.document.get(key), list):
+            raise ValueError(f"{annotations}: expected an annotation file in YouTube-VIS form with a list '{key}'")
+    split = split_videos(file.document, share, seed)
+    lines = []
+    for part, path in targets.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_mask_file(path, part_of(file, getattr(split, part)), file)
+        lines.append(f"{path}: {len(getattr(split, part))} videos")
+    return [*lines, *_table(file.document["categories"], split)]
+
+
+def _table(categories: Iterable[Mapping[str, Any]], split: Split) -> Iterator[str]:
+    names = {category["id"]: category.get("name", category["id"]) for category in categories}
+    yield f"{'category':24s}{'train':>8s}{'dev':>8s}{'share':>8s}   tracks"
+    for category, (train, dev) in split.tracks.items():
+        share = f"{dev / (train + dev):8.1%}" if train + dev else f"{'-':>8s}"
+        yield f"{names.get(category, category)!s:24.24s}{train:8d}{dev:8d}{share}"

@@ -5,8 +5,6 @@ A format is one module with a `FORMAT`; a new one is one more entry in `FORMATS`
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from lbvq.data.formats import (
     burst,
     coco_video,
@@ -20,11 +18,11 @@ from lbvq.data.formats import (
     scalabel,
     ytvis,
 )
-from lbvq.data.formats.base import Format, ReadOptions, WriteOptions
+from lbvq.data.formats.base import Format, ReadOptions, WriteOptions, Writer
 from lbvq.data.formats.labels import Labels
 from lbvq.data.formats.source import Source
 
-__all__ = ["FORMATS", "ReadOptions", "WriteOptions", "choose_format", "read_labels", "recognised"]
+__all__ = ["FORMATS", "ReadOptions", "WriteOptions", "choose_format", "read_labels", "recognised", "writer"]
 
 FORMATS: dict[str, Format] = {
     each.name: each
@@ -83,6 +81,9 @@ def read_labels(source: Source, name: str | None, options: ReadOptions) -> tuple
     return chosen, labels
 
 
-def writable() -> Iterable[str]:
-    """Names of the formats that can be written."""
-    return [name for name, each in FORMATS.items() if each.write is not None]
+def writer(name: str) -> Writer:
+    """The writer of a format."""
+    found = {each.name: each.write for each in FORMATS.values() if each.write is not None}
+    if name not in found:
+        raise ValueError(f"{name!r} cannot be written; formats out are {', '.join(found)}.")
+    return found[name]

@@ -54,6 +54,9 @@ class WriteOptions:
     tolerance: float = 0.0
 
 
+Writer = Callable[[Labels, Path, WriteOptions], Notes]
+
+
 @dataclass(frozen=True)
 class Format:
     """One labelling format.
@@ -70,7 +73,7 @@ class Format:
     title: str
     recognise: Callable[[Source], str | None]
     read: Callable[[Source, ReadOptions], Labels]
-    write: Callable[[Labels, Path, WriteOptions], Notes] | None = None
+    write: Writer | None = None
 
 
 def add_mask(track: Track, t: int, mask: Rle, notes: Notes, where: str) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lbvq.files import rules
+
 Rle = dict[str, Any]
 
 
@@ -57,6 +59,7 @@ class Video:
         tracks: objects; those without a mask are dropped by the readers.
         size: (height, width) of every mask; None where a video without a mask does not tell.
         num_source_frames: frames of the whole video where the labels tell, annotated or not.
+        id: number in the annotation file that it was read from, to which results files refer.
         scale_numbers: frame numbers follow a clock of the tool; where the file has another number of frames than the
             labels say, they are scaled.
     """
@@ -66,6 +69,7 @@ class Video:
     tracks: list[Track] = field(default_factory=list)
     size: tuple[int, int] | None = None
     num_source_frames: int | None = None
+    id: int | None = None
     scale_numbers: bool = False
 
     @property
@@ -134,6 +138,9 @@ class Labels:
         """Raise ValueError where a name or an id occurs twice or a reference leads nowhere; writers rely on it."""
         _all_different([video.name for video in self.videos], "videos are called", where)
         _all_different(list(self.categories.values()), "categories are called", where)
+        wrong = [number for number in self.categories if not rules.is_whole(number) or number < 0]
+        if wrong:
+            raise ValueError(f"{where}: the id of a category is a whole number from 0 on, got {wrong[0]!r:.40}.")
         for video in self.videos:
             place = f"{where}: video {video.name}"
             _all_different([track.id for track in video.tracks], "tracks have the id", place)
@@ -143,6 +150,8 @@ class Labels:
                         f"{place}, track {track.id}: there is no category {track.category_id}; there are "
                         f"{dict(list(self.categories.items())[:10])}."
                     )
+                if not rules.is_whole(track.id) or track.id < 0:
+                    raise ValueError(f"{place}: the id of a track is a whole number from 0 on, got {track.id!r:.40}.")
                 if any(not 0 <= t < len(video.frames) for t in track.masks):
                     raise ValueError(f"{place}, track {track.id}: a mask lies outside the {len(video.frames)} frames.")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 import zipfile
@@ -11,6 +10,8 @@ from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from lbvq.files.json_files import is_litter, read_json
 
 MAX_ARCHIVE_BYTES = 2**37  # unpacked
 MAX_ARCHIVE_RATIO = 1100  # of unpacked to packed bytes, deflate's limit is about 1030
@@ -90,7 +91,7 @@ def files_below(folder: Path) -> list[PurePosixPath]:
 
 
 def _is_hidden(file: PurePosixPath) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in file.parts)
+    return is_litter(str(file)) or any(part.startswith(".") for part in file.parts)
 
 
 def _unpack(path: Path, folder: Path) -> None:
@@ -117,8 +118,8 @@ def natural_key(path: PurePosixPath | str) -> list[tuple[int, str]]:
 
 @lru_cache(maxsize=1)
 def _read_json(path: Path, where: str) -> Any:
-    """Read JSON in UTF-8, with or without a byte order mark."""
     try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
-        raise ValueError(f"{where} is not valid JSON: {error}; it may be cut off, export it again.") from error
+        return read_json(path)
+    except ValueError as error:
+        reason = str(error).removeprefix(f"{path}").lstrip(": ")
+        raise ValueError(f"{where}: {reason}; it may be cut off, export it again.") from error

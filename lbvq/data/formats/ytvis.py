@@ -94,7 +94,7 @@ def _video(entry: Content, name: str, where: str) -> Video:
     numbers = entry.get("frame_numbers") or [None] * length
     size = (need(entry, "height", where), need(entry, "width", where))
     frames = [Frame(file, number) for file, number in zip(files[:length], numbers, strict=True)]
-    return Video(name, frames, size=size, num_source_frames=entry.get("num_source_frames"))
+    return Video(name, frames, size=size, num_source_frames=entry.get("num_source_frames"), id=entry["id"])
 
 
 def _video_names(entries: Sequence[Content]) -> list[str]:
@@ -112,8 +112,6 @@ def _add_track(video: Video, annotation: Content, repair_size: bool, notes: Note
     if len(segmentations) < len(video.frames):
         raise ValueError(f"{where} has {len(segmentations)} segmentations for {len(video.frames)} frames.")
     track_id = annotation.get("track_id", need(annotation, "id", where))
-    if not isinstance(track_id, int) or isinstance(track_id, bool):
-        raise ValueError(f"{where}: the id of an object is a whole number, got {track_id!r:.40}.")
     track = Track(
         track_id, need(annotation, "category_id", where), is_crowd=bool(annotation.get("iscrowd")) and not no_crowds
     )
