@@ -80,6 +80,8 @@ class PropagatedQueries(OnlineSegmenter):
         self.criterion = criterion
         self.num_auxiliary = num_auxiliary
         self.faults = faults
+        if self.num_frames == 1:  # trained on single images, it has no next frame
+            self.network.query_updater.requires_grad_(False)
         for part in backbone.compiled_parts if compile_blocks else ():
             part.compile()
 
