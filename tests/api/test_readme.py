@@ -3,8 +3,12 @@ from __future__ import annotations
 import re
 
 import pytest
+from golden_fill import frames
 from helpers import ROOT
+from vit_models import TINY, VIDEOMT, cfg_of, tiny
 
+import lbvq
+from lbvq.inference.stream import StreamPredictor
 from lbvq.zoo import MODELS
 
 DOCUMENTS = ["README.md", "INSTALL.md", "datasets/README.md"]
@@ -43,3 +47,18 @@ def test_files_that_the_documents_name_exist(document):
     missing = [link for link in links if not (folder / link).exists()]
     missing += [path for path in [*paths, "train_net.py"] if not (ROOT / path).exists()]
     assert not missing
+
+
+def test_the_lines_about_tracks_do_what_they_say(monkeypatch):
+    """Run as they stand, with a small model in place of the published one: who is where, frame by frame."""
+    model, cfg = tiny(), cfg_of({**VIDEOMT, **TINY}, INPUT__MIN_SIZE_TEST=0)
+    monkeypatch.setattr(lbvq, "StreamPredictor", lambda name: StreamPredictor(model, cfg=cfg), raising=False)
+    lines = TEXT.partition("## Ids are tracks")[2].partition("```python\n")[2].partition("```")[0]
+    names = {"frames": frames(6, 48, 64, seed=1).permute(0, 2, 3, 1).numpy()}
+    exec(lines, names)
+    track, seen_in = names["track"], names["seen_in"]
+    assert 0 < len(track) == len(set(track.ids))
+    for item in track:
+        shown = {number for number, area in enumerate(item.masks.areas()[0]) if area}
+        assert set(seen_in.get(item.id, ())) <= shown
+    assert "videomt_small_ytvis19" in lines and "videomt_small_ytvis19" in MODELS
