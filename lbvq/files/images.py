@@ -77,7 +77,7 @@ def opened_image(path: Path, where: str = "", *, several: bool = False) -> Itera
             "annotation file."
         ) from None
     except Exception as error:  # Pillow documents none: OSError, SyntaxError, struct.error, zlib.error, EOFError, ...
-        raise OSError(f"Cannot read image {path}{context}: {error or type(error).__name__}") from error
+        raise OSError(f"Cannot read image {path}{context}: {str(error) or type(error).__name__}") from error
 
 
 def _check_size(image: Image.Image, path: Path) -> None:

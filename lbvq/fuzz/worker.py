@@ -44,7 +44,7 @@ def judge(target: Target, path: Path) -> tuple[str, str]:
 def _judge_refusal(error: BaseException, name: str) -> str:
     reason: BaseException | None = error
     while reason is not None:
-        if isinstance(reason, MemoryError):
+        if type(reason) is MemoryError:  # not FFmpeg's kind: it refuses sizes before it asks for them
             return "memory"
         reason = reason.__cause__ or reason.__context__
     is_ours = type(error).__module__.split(".")[0] in _OURS and not isinstance(error, UnicodeError)

@@ -81,7 +81,7 @@ def _pictures(path: Path) -> Iterator[tuple[AnimationFrame | None, str | None]]:
             if image.format == "GIF" and not has_gif_end(path):
                 yield None, "the file ends before its last block"
     except Exception as error:  # Pillow documents none: OSError, SyntaxError, struct.error, EOFError, IndexError, ...
-        yield None, f"a picture cannot be decoded ({error or type(error).__name__})"
+        yield None, f"a picture cannot be decoded ({str(error) or type(error).__name__})"
 
 
 def _is_preview(image: Any) -> bool:
