@@ -60,6 +60,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "lbvq.engine.comm",
         "lbvq.inference.results",
         "lbvq.video.draw",
+        "lbvq.video.text",
         *BOTTOM,
     ),
     "lbvq.modeling": ("mask2former", *BOTTOM),

@@ -23,9 +23,10 @@ import numpy as np
 import torch
 
 from lbvq.cli.interrupt import Interrupts
-from lbvq.cli.predict import BAD_INPUT, UNTRAINED_OBJECTS, add_model_arguments, add_threshold, build_predictor
+from lbvq.cli.predict import UNTRAINED_OBJECTS, add_model_arguments, add_threshold, build_predictor
 from lbvq.cli.sources import FrameSource, open_source
 from lbvq.engine.torch_files import read_torch_file
+from lbvq.engine.user_errors import user_command
 from lbvq.files.writing import atomic_path, write_text
 from lbvq.inference.results import FramePrediction
 from lbvq.inference.stream import StreamPredictor
@@ -66,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="configuration")
 
 
+@user_command
 def run(args: argparse.Namespace) -> int:
     """Do what the command line says; returns the exit code, 2 for anything wrong with files or settings."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
@@ -75,9 +77,6 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted; what was not complete is not written", file=sys.stderr)
         return interrupts.exit_code
-    except (ValueError, OSError, KeyError, ImportError) as error:
-        print(f"error: {error.args[0] if isinstance(error, KeyError) and error.args else error}", file=sys.stderr)
-        return BAD_INPUT
     return 0
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lbvq.cli.interrupt import Interrupts
+from lbvq.engine.user_errors import user_command
 from lbvq.engine.weight_files import find_weights
 from lbvq.files.data_entries import add_data_argument, data_options
 from lbvq.files.writing import write_text
@@ -33,7 +34,6 @@ from lbvq.video.writer import FRAME_SUFFIXES, check_output, open_writer
 from lbvq.zoo import DEFAULT_MODEL, MODELS
 
 UNTRAINED_OBJECTS = 5  # shown of an untrained network, whose scores mean nothing
-BAD_INPUT = 2  # exit code
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +103,7 @@ def add_threshold(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@user_command
 def run(args: argparse.Namespace) -> int:
     """Do what the command line says; returns the exit code, 2 for anything wrong with files or settings."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
@@ -112,9 +113,6 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted; nothing was segmented yet", file=sys.stderr)
         return interrupts.exit_code
-    except (ValueError, OSError, KeyError, ImportError) as error:
-        print(f"error: {error.args[0] if isinstance(error, KeyError) and error.args else error}", file=sys.stderr)
-        return BAD_INPUT
 
 
 def _run(args: argparse.Namespace, interrupts: Interrupts) -> int:

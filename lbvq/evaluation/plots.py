@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 
 from lbvq.files.writing import atomic_path
+from lbvq.video.text import draw_text
 
 COLORS = ((180, 119, 31), (14, 127, 255), (44, 160, 44), (40, 39, 214), (189, 103, 148), (75, 86, 140))  # BGR
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
 _MARGIN = 70
 _INK, _GRID = (60, 60, 60), (225, 225, 225)
 
@@ -26,9 +26,8 @@ def save_image(path: Path, image: np.ndarray) -> None:
 
 
 def put_text(image: np.ndarray, text: str, xy: tuple[int, int], size: float = 0.45, color: tuple = _INK) -> None:
-    """Write text with its lower left corner at x, y; letters that OpenCV does not have become question marks."""
-    text = text.replace("²", "^2").encode("ascii", "replace").decode()
-    cv2.putText(image, text, xy, _FONT, size, color, 1, cv2.LINE_AA)
+    """Write text with its baseline beginning at x, y; a size of 1 is 29 pixels."""
+    draw_text(image, text, xy, round(29 * size), color)
 
 
 def _canvas(width: int, height: int, title: str) -> np.ndarray:

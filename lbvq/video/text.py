@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -28,6 +29,22 @@ _TRIAL_SIZE = 20
 logger = logging.getLogger(__name__)
 
 
+class _Layout(NamedTuple):
+    """Where the parts of a text stand, in pixels."""
+
+    runs: list[tuple[str, ImageFont.FreeTypeFont, float]]  # text, font, distance from the first part
+    left: float  # of the first letter from its origin
+    right: float  # end of the last letter
+    ascent: int
+    descent: int
+
+    def draw(self, image: Image.Image, x: float, top: float, ink: tuple[int, int, int]) -> None:
+        """Write the text with the left edge of its first letter at `x` and the highest letters reaching `top`."""
+        pen = ImageDraw.Draw(image)
+        for text, font, start in self.runs:
+            pen.text((x - self.left + start, top + self.ascent - font.getmetrics()[0]), text, fill=ink, font=font)
+
+
 @functools.lru_cache(maxsize=512)
 def text_plate(text: str, size: int, color: tuple[int, int, int]) -> np.ndarray:
     """Text on a plate of `color`, black or white, whichever is easier to read: (h, w, 3) uint8.
@@ -36,21 +53,36 @@ def text_plate(text: str, size: int, color: tuple[int, int, int]) -> np.ndarray:
         size: of the font in pixels.
         color: RGB.
     """
-    runs = _runs(text or " ", size)
-    widths = [font.getlength(part) for part, font in runs]
-    starts = [sum(widths[:index]) for index in range(len(runs))]
-    left = runs[0][1].getbbox(runs[0][0])[0]
-    right = starts[-1] + runs[-1][1].getbbox(runs[-1][0])[2]
-    ascent = max(font.getmetrics()[0] for _, font in runs)
-    descent = max(font.getmetrics()[1] for _, font in runs)
+    layout = _layout(text, size)
     pad = max(2, size // 5)
     brightness = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
     ink = (0, 0, 0) if brightness > 125 else (255, 255, 255)
-    plate = Image.new("RGB", (math.ceil(right - left) + 2 * pad, ascent + descent + pad), color)
-    draw = ImageDraw.Draw(plate)
-    for (part, font), start in zip(runs, starts, strict=True):
-        draw.text((pad - left + start, pad // 2 + ascent - font.getmetrics()[0]), part, fill=ink, font=font)
+    width = math.ceil(layout.right - layout.left) + 2 * pad
+    plate = Image.new("RGB", (width, layout.ascent + layout.descent + pad), color)
+    layout.draw(plate, pad, pad // 2, ink)
     return np.asarray(plate)
+
+
+def draw_text(image: np.ndarray, text: str, xy: tuple[int, int], size: int, color: tuple[int, int, int]) -> None:
+    """Write text into (H, W, 3) uint8, its baseline beginning at x, y; what does not fit into the image is cut off."""
+    layout = _layout(text, size)
+    x, top = xy[0], xy[1] - layout.ascent
+    region = image[max(0, top) : max(0, xy[1] + layout.descent), max(0, x) : max(0, x + math.ceil(layout.right))]
+    if region.size:
+        picture = Image.fromarray(np.ascontiguousarray(region))
+        layout.draw(picture, min(x, 0), min(top, 0), color)
+        region[:] = np.asarray(picture)
+
+
+def _layout(text: str, size: int) -> _Layout:
+    runs = _runs(text or " ", size)
+    widths = [font.getlength(part) for part, font in runs]
+    starts = [sum(widths[:index]) for index in range(len(runs))]
+    placed = [(part, font, start) for (part, font), start in zip(runs, starts, strict=True)]
+    left = runs[0][1].getbbox(runs[0][0])[0]
+    right = starts[-1] + runs[-1][1].getbbox(runs[-1][0])[2]
+    metrics = [font.getmetrics() for _, font in runs]
+    return _Layout(placed, left, right, max(ascent for ascent, _ in metrics), max(descent for _, descent in metrics))
 
 
 def _runs(text: str, size: int) -> list[tuple[str, ImageFont.FreeTypeFont]]:

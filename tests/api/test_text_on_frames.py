@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import ImageFont
 
+from lbvq.evaluation.plots import draw_bars
 from lbvq.video import text as drawn_text
-from lbvq.video.text import FONT_FILE, text_plate
+from lbvq.video.text import FONT_FILE, draw_text, text_plate
 
 BLACK = (0, 0, 0)
 
@@ -79,3 +80,23 @@ def test_a_letter_that_no_font_has_is_written_as_its_number_and_said_once(fresh_
 def test_control_characters_and_empty_texts_are_harmless(fresh_fonts):
     for text in ("", " ", "\0", "é\r\n\t", "\u0301", "\ud800"):
         assert text_plate(text, 20, BLACK).shape[0] > 10
+
+
+def test_text_is_written_into_an_image_and_cut_off_at_its_edges(fresh_fonts):
+    image = np.zeros((40, 120, 3), np.uint8)
+    draw_text(image, "Ünï 0.5", (10, 30), 20, (255, 200, 100))
+    rows, columns = np.flatnonzero(image.any(axis=(1, 2))), np.flatnonzero(image.any(axis=(0, 2)))
+    assert 10 <= rows[0] and rows[-1] <= 31 and 10 <= columns[0] <= 13 and columns[-1] < 100
+    assert image.reshape(-1, 3).max(axis=0).tolist() == [255, 200, 100]
+    for corner in [(-5, 5), (110, 45), (300, 300), (-900, -900)]:
+        draw_text(image, "Ünï", corner, 20, (255, 200, 100))
+    part = np.zeros((40, 120, 3), np.uint8)
+    draw_text(part, "Ünï 0.5", (10 - 15, 30), 20, (255, 200, 100))
+    whole = np.zeros((40, 120, 3), np.uint8)
+    draw_text(whole, "Ünï 0.5", (10, 30), 20, (255, 200, 100))
+    assert np.array_equal(part[:, :80], whole[:, 15:95])
+
+
+def test_plots_of_a_report_tell_names_outside_ascii_apart(fresh_fonts):
+    drawn = [draw_bars({name: 50.0}, "AP").tobytes() for name in ("Tür", "Tör", "Кот", "Кит")]
+    assert len(set(drawn)) == 4
