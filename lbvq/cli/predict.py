@@ -326,7 +326,7 @@ def _is_json(path: str | Path) -> bool:
 
 
 def _truth(text: str) -> bool:
-    """ "True" or "False", as the published demos are told."""
+    """Read True or False, as the published demos are told."""
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
     return text.lower() == "true"
