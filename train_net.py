@@ -14,7 +14,6 @@ model is built, on which data it is trained and tested, and how. Results, checkp
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -37,6 +36,7 @@ from lbvq.engine.user_errors import HINT, user_command
 from lbvq.engine.weights import unwrap
 from lbvq.evaluation import build_evaluator
 from lbvq.files.data_entries import add_data_argument, data_options
+from lbvq.files.json_files import to_json
 from lbvq.files.writing import write_text
 from lbvq.inference.frames import open_frames
 from lbvq.modeling import as_tested
@@ -139,7 +139,7 @@ def train_or_evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
         results = trainer.train()
     if comm.is_main_process() and results:
         path = Path(cfg.OUTPUT_DIR) / "inference" / "metrics.json"
-        write_text(path, json.dumps(results, indent=2) + "\n")
+        write_text(path, to_json(results, indent=2) + "\n")
         logger.info("Metrics written to %s", path)
     return results
 

@@ -12,9 +12,7 @@ Published evaluators have defects; --reference reproduces their numbers, see lbv
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +23,7 @@ from lbvq.engine.user_errors import user_command
 from lbvq.evaluation.image_metrics import IMAGE_METRICS
 from lbvq.evaluation.tables import format_results
 from lbvq.evaluation.video_metrics import VIDEO_METRICS, VideoScorer, metric_settings, read_ground_truth
+from lbvq.files.json_files import to_json
 from lbvq.files.mask_file import read_mask_file
 from lbvq.files.writing import write_text
 
@@ -111,8 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
         tables = score_videos(args)
     print(format_results(tables))
     if args.json:
-        numbers = {task: {k: None if math.isnan(v) else v for k, v in t.items()} for task, t in tables.items()}
-        write_text(args.json, json.dumps(numbers, indent=2) + "\n")
+        write_text(args.json, to_json(tables, indent=2) + "\n")
     return 0
 
 

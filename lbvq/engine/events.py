@@ -8,7 +8,6 @@ and formats are detectron2's, so its plotting scripts read our `metrics.json`.
 from __future__ import annotations
 
 import datetime
-import json
 import logging
 import os
 import statistics
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from lbvq.files.json_files import to_json
 
 WINDOW = 20  # iterations over which printed and stored values are smoothed
 _STORAGES: list[EventStorage] = []  # innermost last, see EventStorage.__enter__
@@ -232,7 +233,7 @@ class JSONWriter(EventWriter):
             return
         self._last_written = max(lines)
         for iteration, scalars in lines.items():
-            self._file.write(json.dumps({**scalars, "iteration": iteration}, sort_keys=True) + "\n")
+            self._file.write(to_json({**scalars, "iteration": iteration}, sort_keys=True) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 

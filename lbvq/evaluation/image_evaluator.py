@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,10 @@ class ImageInstanceEvaluator(DatasetEvaluator):
             raise ValueError(
                 f"class indices {unknown[:5]} are not among the {len(category_ids)} of {self._metadata.name}; "
                 "does MODEL.SEM_SEG_HEAD.NUM_CLASSES fit the data set?"
+            )
+        if not all(map(math.isfinite, found.scores)):
+            raise ValueError(
+                f"a prediction for image {image_id} has a score that is no number: {list(found.scores)[:5]}"
             )
         entries: list[dict[str, Any]] = [
             {"image_id": image_id, "category_id": category_ids[label], "score": score}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,8 @@ class VideoInstanceEvaluator(DatasetEvaluator):
                     f"class index {int(label)} is not among the {len(category_ids)} of {self._metadata.name}; "
                     "does MODEL.SEM_SEG_HEAD.NUM_CLASSES fit the data set?"
                 )
+            if not math.isfinite(score):
+                raise ValueError(f"prediction {index} for video {video_id} has a score that is no number: {score}")
             entries.append(
                 {
                     "video_id": video_id,

@@ -65,9 +65,9 @@ def _refuse(word: str) -> NoReturn:
     raise ValueError(f"the word {word} is not JSON; write a number or null")
 
 
-def to_json(content: Any, indent: int | None = None) -> str:
+def to_json(content: Any, *, indent: int | None = None, sort_keys: bool = False) -> str:
     """Text of a document. JSON knows no nan and no infinity: null stands for them."""
-    return json.dumps(without_nan(content), indent=indent, allow_nan=False)
+    return json.dumps(without_nan(content), indent=indent, sort_keys=sort_keys, allow_nan=False)
 
 
 def without_nan(content: Any) -> Any:

@@ -66,6 +66,23 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         _in_progress.discard(part)
 
 
+def claim_part(path: str | os.PathLike[str]) -> Path:
+    """Give a temporary name beside `path` that this process may write to, in several turns, until `release_part`.
+
+    No other process, and no other call, gets the same name; what a killed process leaves there is removed by others.
+    """
+    part = _hidden_name(Path(path), "part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    _in_progress.add(part)
+    return part
+
+
+def release_part(part: Path) -> None:
+    """Delete what was written under a claimed name."""
+    _delete(part)
+    _in_progress.discard(part)
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file as UTF-8, whole or not at all."""
     with atomic_path(path) as part:

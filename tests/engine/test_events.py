@@ -103,6 +103,13 @@ def test_json_writer_appends_and_repairs_a_line_cut_off_by_a_crash(tmp_path):
     assert path.read_text() == '{"iteration": 19}\n{"iteration": 3\n{"iteration": 20, "loss": 1.5}\n'
 
 
+def test_a_value_that_is_no_number_is_null_in_the_json_file(tmp_path):
+    with EventStorage(3) as storage:
+        storage.put_scalars(loss=float("nan"), lr=float("inf"), time=0.5)
+        JSONWriter(tmp_path / "metrics.json").write()
+    assert (tmp_path / "metrics.json").read_text() == '{"iteration": 3, "loss": null, "lr": null, "time": 0.5}\n'
+
+
 def test_writers_with_an_empty_storage_write_nothing_wrong(tmp_path, caplog):
     with EventStorage(0), caplog.at_level(logging.INFO):
         JSONWriter(tmp_path / "metrics.json").write()

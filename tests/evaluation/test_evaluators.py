@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import re
 import zipfile
 from types import SimpleNamespace
 
@@ -19,6 +20,8 @@ from lbvq.data.coco import register_coco_instances
 from lbvq.data.ytvis import register_ytvis_instances
 from lbvq.evaluation import DatasetEvaluator, DatasetEvaluators, VideoInstanceEvaluator, build_evaluator
 from lbvq.evaluation.image_evaluator import ImageInstanceEvaluator
+from lbvq.evaluation.result_files import ResultParts
+from lbvq.files.writing import remove_leftovers
 from lbvq.masks import rle
 from lbvq.masks.tubes import MaskTubes
 from mask2former.structures import Boxes, Instances
@@ -143,6 +146,46 @@ def test_reset_forgets_earlier_predictions(tmp_path):
     evaluator = VideoInstanceEvaluator(name, tmp_path / "out")
     assert run(evaluator, {5: output(masks, [0.9] * 3, [0, 1, 1])})["segm"]["AP"] == pytest.approx(100)
     assert run(evaluator, {5: output(masks, [0.9] * 3, [2, 2, 2])})["segm"]["AP"] == 0
+
+
+def test_runs_that_share_a_folder_do_not_mix_their_results(tmp_path, caplog):
+    first, second = ResultParts(tmp_path), ResultParts(tmp_path)
+    first.reset()
+    first.add([{"video_id": 1}] * 3)
+    second.reset()
+    first.add([{"video_id": 2}])
+    second.add([{"video_id": 3}])
+    assert [each["video_id"] for each in json.loads(first.finish().read_text())] == [1, 1, 1, 2]
+    assert caplog.text == ""
+    assert json.loads(second.finish().read_text()) == [{"video_id": 3}]
+    assert "results.json was written by another run meanwhile" in caplog.text
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["results.json", "results.zip"]
+
+
+def test_parts_of_a_living_run_stay_and_those_of_a_killed_one_go(tmp_path):
+    parts = ResultParts(tmp_path)
+    parts.reset()
+    parts.add([{"video_id": 1}])
+    (own,) = tmp_path.iterdir()
+    killed = own.with_name(re.sub(r"-\d+-", f"-{2**22 + 1}-", own.name))  # no system has so many processes
+    killed.write_text('{"video_id": 9}\n')
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == [own]
+    assert json.loads(parts.finish().read_text()) == [{"video_id": 1}]
+
+
+def test_entries_before_a_reset_are_an_error(tmp_path):
+    with pytest.raises(RuntimeError, match=r"reset\(\) comes before the first entries of .*results\.json"):
+        ResultParts(tmp_path).add([])
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_a_score_that_is_no_number_is_refused_and_never_written(score, tmp_path):
+    masks = squares()
+    evaluator = VideoInstanceEvaluator(register(tmp_path, None), tmp_path / "out")
+    evaluator.reset()
+    with pytest.raises(ValueError, match="prediction 1 for video 5 has a score that is no number"):
+        evaluator.process([{"video_id": 5}], output(masks, [0.5, score, 0.5], [0, 1, 1]))
 
 
 def test_a_class_that_the_data_set_does_not_have_is_refused(tmp_path):
