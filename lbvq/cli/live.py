@@ -25,8 +25,8 @@ import torch
 from lbvq.cli.interrupt import Interrupts
 from lbvq.cli.predict import UNTRAINED_OBJECTS, add_model_arguments, add_threshold, build_predictor
 from lbvq.cli.sources import FrameSource, open_source
-from lbvq.engine.torch_files import read_torch_file
 from lbvq.engine.user_errors import user_command
+from lbvq.files.torch_files import read_torch_file
 from lbvq.files.writing import atomic_path, write_text
 from lbvq.inference.results import FramePrediction
 from lbvq.inference.stream import StreamPredictor

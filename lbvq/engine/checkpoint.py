@@ -119,7 +119,7 @@ class Checkpointer:
             weights: path or address, see `load_weights`.
             resume: go on if there is something to go on with.
             allow_missing: of `load_weights`. None is "new_modules" with states beside the model, which means training,
-                and "classifier" without.
+                and "losses" without; then some weights must be named, too.
 
         Returns:
             The rest of the resumed file; {} for a new run. Training goes on at `["iteration"] + 1`.
@@ -131,11 +131,12 @@ class Checkpointer:
         if resume:
             logger.warning("There is nothing to resume in %s; this is a new run.", self.save_dir.absolute())
         if not os.fspath(weights):
-            level = logging.INFO if self.states else logging.WARNING  # fine for training, useless for evaluation
-            logger.log(level, "MODEL.WEIGHTS names no file: the model has random values.")
+            if not self.states:
+                raise ValueError("MODEL.WEIGHTS names no file: with random values there is nothing to evaluate.")
+            logger.info("MODEL.WEIGHTS names no file: the model has random values.")
             return {}
         if allow_missing is None:
-            allow_missing = "new_modules" if self.states else "classifier"
+            allow_missing = "new_modules" if self.states else "losses"
         self.report = load_weights(self.model, weights, allow_missing=allow_missing)
         return {}
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
 
-Value = TypeVar("Value")
 Shape = tuple[int, ...]
 
 _TORCHVISION_RESNET = ("conv1.weight", "bn1.weight", "layer1.0.conv1.weight", "layer4.0.conv1.weight")
@@ -94,19 +92,6 @@ def rename_for_model(names: Iterable[str], model_names: Iterable[str]) -> tuple[
     if "_blocks.0._depthwise_conv.weight" in known and model_has("conv_stem.weight"):
         return {name: efficientnet_lite0_to_timm(name) for name in names}, "EfficientNet-Lite0"
     return {name: name for name in names}, ""
-
-
-def strip_prefix_of_all(tensors: OrderedDict[str, Value], prefix: str) -> OrderedDict[str, Value]:
-    """Remove `prefix` when every name has it, in the `_metadata` too."""
-    if not tensors or not all(name.startswith(prefix) for name in tensors):
-        return tensors
-    stripped = OrderedDict((name.removeprefix(prefix), value) for name, value in tensors.items())
-    metadata = getattr(tensors, "_metadata", None)
-    if metadata is not None:
-        bare = prefix.removesuffix(".")
-        kept = ((name, value) for name, value in metadata.items() if name == bare or name.startswith(prefix))
-        stripped._metadata = OrderedDict((name.removeprefix(bare).removeprefix("."), value) for name, value in kept)
-    return stripped
 
 
 # -- matching by endings ----------------------------------------------------------------------------------------------

@@ -7,54 +7,44 @@ dicts, safetensors. Nothing in a file is ever executed.
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lbvq.files.torch_files import LEGACY_TORCH_START, ZIP_START, read_torch_file
+
 from . import comm
 from .download import Checksum, DownloadError, download, file_digest
 from .known_weights import ADDRESSES, DRIVE_IDS, HUB, PACKAGED, how_to_get, licence_of
-from .torch_files import LEGACY_TORCH_START, ZIP_START, read_torch_file
+from .weight_states import WeightFile, from_caffe2, from_content
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS_DIR_VARIABLE = "VIS_WEIGHTS_DIR"
 DETECTRON2_ADDRESS = "https://dl.fbaipublicfiles.com/detectron2/"
-HEURISTICS_QUERY = "?matching_heuristics=True"
-STATE_KEYS = ("model", "state_dict", "model_state_dict")  # where programs put the tensors, in order of preference
-
-
-@dataclass
-class WeightFile:
-    """Tensors of a file under the names they have there.
-
-    Attributes:
-        path: the local file.
-        kind: what the file is, for messages.
-        tensors: name to tensor on the CPU; its `_metadata` (module versions) is kept when the file has it.
-        suffix_matching: the file asks for names to be matched by their endings.
-        caffe2_names: names are those of Caffe2 blobs.
-        rest: other content of a checkpoint: iteration, trainer state.
-    """
-
-    path: Path
-    kind: str
-    tensors: OrderedDict[str, Tensor]
-    suffix_matching: bool = False
-    caffe2_names: bool = False
-    rest: dict[str, Any] = field(default_factory=dict)
+_QUERY = re.compile(r"\?((?:matching_heuristics=True|key=[^&?/]+)(?:&(?:matching_heuristics=True|key=[^&?/]+))*)$")
+# The first of these in a folder is its weights: of the Hugging Face Hub, then of a training.
+FOLDER_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "model_best.pth",
+    "model_final.pth",
+)
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl")
+_SHARD = re.compile(r"-\d+-of-0*([1-9]\d*)\.\w+$")
+MAX_INDEX_BYTES = 64 << 20
 
 
 # -- finding ----------------------------------------------------------------------------------------------------------
@@ -67,9 +57,7 @@ def find_weights(name: str | os.PathLike) -> tuple[Path, bool]:
     when its address is known. Downloads are kept in that folder too, or in torch's own cache; `#sha256=...` at the end
     of an https:// address is checked. `detectron2://` is detectron2's model zoo.
     """
-    text = os.fspath(name)
-    suffix_matching = text.endswith(HEURISTICS_QUERY)
-    text = text.removesuffix(HEURISTICS_QUERY)
+    text, suffix_matching, _ = split_query(os.fspath(name))
     if not text:
         raise ValueError("No weight file is named; set MODEL.WEIGHTS.")
     scheme, separator, rest = text.partition("://")
@@ -82,6 +70,18 @@ def find_weights(name: str | os.PathLike) -> tuple[Path, bool]:
     if scheme == "http":
         raise ValueError(f"{text}: weights are only loaded over https, where nobody can change them on the way.")
     raise ValueError(f"{text}: known addresses begin with https:// or detectron2://; anything else is a local path.")
+
+
+def split_query(name: str) -> tuple[str, bool, str]:
+    """Split what may follow a file's name: "a.pth?key=model_ema" -> ("a.pth", False, "model_ema").
+
+    `matching_heuristics=True` asks for names to be matched by their endings, `key=` says which of several sets of
+    weights in the file is meant.
+    """
+    found = _QUERY.search(name)
+    words = dict(word.split("=", 1) for word in found[1].split("&")) if found else {}
+    bare = name[: found.start()] if found else name
+    return bare, "matching_heuristics" in words, words.get("key", "")
 
 
 def weights_folder() -> Path:
@@ -102,7 +102,7 @@ def _find_local(name: str) -> Path:
         if candidate.is_file():
             return candidate
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name the weight file in it.")
+        return _find_in_folder(path)
     packaged = _find_in_package(path.name)
     if packaged is not None and not path.is_absolute():
         return packaged
@@ -111,6 +111,18 @@ def _find_local(name: str) -> Path:
     places = ", ".join(str(candidate.absolute()) for candidate in candidates)
     hint = "" if folder else f" Weights of one folder are found by name when ${WEIGHTS_DIR_VARIABLE} names it."
     raise FileNotFoundError(f"No weight file {name}; looked at {places}.{hint} {how_to_get(path.name)}".rstrip())
+
+
+def _find_in_folder(folder: Path) -> Path:
+    """The weights in a folder of the Hugging Face Hub, or of a training."""
+    for name in FOLDER_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    if len(others) == 1:
+        return others[0]
+    names = ", ".join(path.name for path in others[:8])
+    raise IsADirectoryError(f"{folder} is a folder; name the weight file in it{f': {names}' if names else ''}.")
 
 
 def _find_in_package(file_name: str) -> Path | None:
@@ -126,7 +138,7 @@ def _find_in_package(file_name: str) -> Path | None:
 def _find_remote(address: str) -> Path:
     url = urlsplit(address)
     if url.query:
-        raise ValueError(f"{address}: the only thing that may follow '?' is {HEURISTICS_QUERY[1:]}.")
+        raise ValueError(f"{address}: what may follow '?' is matching_heuristics=True and key=NAME.")
     relative = url.path.lstrip("/")
     if ".." in relative.split("/") or not relative:
         raise ValueError(f"{address} does not name a file.")
@@ -185,20 +197,78 @@ def mirrored(address: str) -> str:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_weights(path: str | os.PathLike) -> WeightFile:
-    """Read the tensors of a local file; ValueError says what is wrong with one that cannot be used."""
+def read_weights_of(name: str | os.PathLike) -> WeightFile:
+    """Find and read the weights of a path or address, see `find_weights` and `split_query`."""
+    path, suffix_matching = find_weights(name)
+    file = read_weights(path, split_query(os.fspath(name))[2])
+    file.suffix_matching |= suffix_matching
+    return file
+
+
+def read_weights(path: str | os.PathLike, key: str = "") -> WeightFile:
+    """Read the tensors of a local file; ValueError says what is wrong with one that cannot be used.
+
+    Args:
+        path: the file; the index of weights in several files stands for all of them.
+        key: which of several sets of weights in the file.
+    """
     path = Path(path)
+    if path.suffix == ".json":
+        return _read_shards(path)
+    shard = _SHARD.search(path.name)
+    if shard and int(shard[1]) > 1:
+        raise ValueError(
+            f"{path} is one of {shard[1]} files that hold a model together; name their folder or index (.index.json)."
+        )
+    return _read_one(path, key)
+
+
+def _read_one(path: Path, key: str = "") -> WeightFile:
     with open(path, "rb") as file:
         start = file.read(64)
     if _is_safetensors(start, path.stat().st_size):
-        return _read_safetensors(path)
+        return _read_safetensors(path, key)
     _refuse_what_is_no_weight_file(path, start)
     content = read_torch_file(path)
     if start.startswith(ZIP_START):
-        return _from_checkpoint(path, content, "torch checkpoint")
+        return from_content(path, content, "torch checkpoint", key)
     if LEGACY_TORCH_START in start:
-        return _from_checkpoint(path, content, "torch checkpoint (old format)")
-    return _from_pickle(path, content)
+        return from_content(path, content, "torch checkpoint (old format)", key)
+    if isinstance(content, Mapping) and not key and not isinstance(content.get("model"), Mapping):
+        caffe2 = from_caffe2(path, content)
+        if caffe2 is not None:
+            return caffe2
+        return from_content(path, content, "pickled dict")
+    is_detectron2 = isinstance(content, Mapping) and "__author__" in content
+    return from_content(path, content, "detectron2 model" if is_detectron2 else "pickled model", key)
+
+
+def _read_shards(index: Path) -> WeightFile:
+    """Read the files of an index as one; every name is taken from the file that the index gives."""
+    if index.stat().st_size > MAX_INDEX_BYTES:
+        raise ValueError(f"{index} is too large for an index of weight files.")
+    try:
+        places = json.loads(index.read_bytes())["weight_map"]
+        files = sorted(set(places.values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{index} is no index of weight files: it has no 'weight_map' of names to files.") from error
+    outside = [name for name in files if not isinstance(name, str) or Path(name).name != name or name == index.name]
+    if outside:
+        raise ValueError(f"{index} names {outside[0]!r}, which is no file beside it.")
+    absent = [name for name in files if not (index.parent / name).is_file()]
+    if absent:
+        raise FileNotFoundError(f"{index} names {', '.join(absent)}, not there; {len(files) - len(absent)} files are.")
+    tensors: OrderedDict[str, Tensor] = OrderedDict()
+    for name in files:
+        part = _read_one(index.parent / name).tensors
+        wanted = [key for key, file_name in places.items() if file_name == name]
+        lacking = [key for key in wanted if key not in part]
+        if lacking:
+            raise ValueError(
+                f"{index.parent / name} lacks {lacking[0]} and {len(lacking) - 1} more that {index} names."
+            )
+        tensors.update((key, part[key]) for key in wanted)
+    return WeightFile(index, f"{len(files)} weight files", OrderedDict(sorted(tensors.items())))
 
 
 def _is_safetensors(start: bytes, size: int) -> bool:
@@ -206,12 +276,12 @@ def _is_safetensors(start: bytes, size: int) -> bool:
     return len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size - 8
 
 
-def _read_safetensors(path: Path) -> WeightFile:
+def _read_safetensors(path: Path, key: str) -> WeightFile:
     try:
         tensors = load_file(path)
     except (SafetensorError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, MemoryError) as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
-    return WeightFile(path, "safetensors file", OrderedDict(sorted(tensors.items())))
+    return from_content(path, OrderedDict(sorted(tensors.items())), "safetensors file", key)
 
 
 def _refuse_what_is_no_weight_file(path: Path, start: bytes) -> None:
@@ -224,55 +294,3 @@ def _refuse_what_is_no_weight_file(path: Path, start: bytes) -> None:
         )
     if text.startswith(b"version https://git-lfs"):
         raise ValueError(f"{path} is a Git LFS pointer; fetch the file itself with `git lfs pull`.")
-
-
-def _from_checkpoint(path: Path, content: Any, kind: str) -> WeightFile:
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} must hold a dict of tensors, got {type(content).__name__}.")
-    key = next((key for key in STATE_KEYS if isinstance(content.get(key), Mapping)), None)
-    state = content if key is None else content[key]
-    rest = {} if key is None else {name: value for name, value in content.items() if name != key}
-    asks = bool(rest.get("matching_heuristics", False))
-    return WeightFile(path, kind, _to_tensors(path, state), suffix_matching=asks, rest=rest)
-
-
-def _from_pickle(path: Path, content: Any) -> WeightFile:
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} must hold a dict of tensors, got {type(content).__name__}.")
-    if isinstance(content.get("model"), Mapping):
-        return _from_checkpoint(path, content, "detectron2 model" if "__author__" in content else "pickled model")
-    blobs = content.get("blobs", content)
-    if not isinstance(blobs, Mapping):
-        raise ValueError(f"{path} must hold a dict under 'blobs', got {type(blobs).__name__}.")
-    if "blobs" not in content and not _has_caffe2_names(blobs):
-        return WeightFile(path, "pickled dict", _to_tensors(path, blobs))
-    kept = {name: value for name, value in blobs.items() if not name.endswith("_momentum") and value is not None}
-    # besides blobs there are single numbers such as the learning rate
-    arrays = {name: value for name, value in kept.items() if isinstance(value, (np.ndarray, np.generic, Tensor))}
-    return WeightFile(path, "Caffe2 model", _to_tensors(path, arrays), suffix_matching=True, caffe2_names=True)
-
-
-def _has_caffe2_names(state: Mapping[str, Any]) -> bool:
-    names = [str(name) for name in state]
-    return not any("." in name for name in names) and any(name.endswith(("_w", "_b", "_bn_s")) for name in names)
-
-
-def _to_tensors(path: Path, state: Mapping[str, Any]) -> OrderedDict[str, Tensor]:
-    """Turn arrays into tensors, dropping nothing; `_metadata` of the mapping is kept."""
-    tensors: OrderedDict[str, Tensor] = OrderedDict()
-    for name, value in state.items():
-        if isinstance(value, (np.ndarray, np.generic)):
-            if value.dtype.kind not in "biufc":
-                raise ValueError(f"{path}: {name} is an array of {value.dtype}, not of numbers.")
-            value = torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
-        if not isinstance(value, Tensor):
-            names = ", ".join(map(str, list(state)[:8]))
-            raise ValueError(
-                f"{path}: {name} is a {type(value).__name__}, not a tensor; the dict has the keys {names}"
-                f"{', ...' if len(state) > 8 else ''}. Tensors are expected there or under one of {STATE_KEYS}."
-            )
-        tensors[str(name)] = value.detach()
-    metadata = getattr(state, "_metadata", None)
-    if metadata is not None:
-        tensors._metadata = metadata
-    return tensors

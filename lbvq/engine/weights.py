@@ -15,22 +15,25 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from lbvq.files.class_list import ClassList
+
 from .name_matching import (
     absent_module,
     caffe2_to_ours,
     group_names,
     match_suffixes,
     rename_for_model,
-    strip_prefix_of_all,
 )
+from .name_prefixes import find_prefix, is_average, shared_prefixes, split_flat_average, strip_prefix, without_wrappers
 from .transformers_names import from_transformers_mask2former, is_transformers_mask2former
 from .vit_names import from_plain_vit
-from .weight_files import WeightFile, find_weights, read_weights
+from .weight_files import WeightFile, read_weights_of
 
 logger = logging.getLogger(__name__)
 
-ALLOW_MISSING = ("none", "classifier", "new_modules", "all")
-CLASSIFIER_PARTS = frozenset({"class_embed", "empty_weight", "empty_object_weight", "freq_weight"})
+ALLOW_MISSING = ("none", "losses", "classifier", "new_modules", "all")
+LOSS_PARTS = frozenset({"criterion", "empty_weight", "empty_object_weight", "freq_weight"})  # nothing else reads them
+CLASSIFIER_PARTS = frozenset({"class_embed"})
 CONSTANTS = frozenset({"pixel_mean", "pixel_std"})  # at the root of the model: from the configuration, not learned
 # in any module: computed, or without effect
 CONSTANT_LEAVES = (
@@ -49,6 +52,8 @@ class LoadReport:
     Attributes:
         source: the file.
         kind: what the file is.
+        others: keys under which the file holds the same model again.
+        classes: categories of the model, if the file has them.
         matched: model names that have their value from the file.
         missing: model names that keep the value they had, sorted; those of another shape included.
         unexpected: file names that the model does not have, in file order.
@@ -58,6 +63,8 @@ class LoadReport:
 
     source: str
     kind: str
+    others: list[str] = field(default_factory=list)
+    classes: ClassList | None = None
     matched: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
@@ -86,32 +93,43 @@ class LoadReport:
         ):
             if names:
                 lines += [title, *(f"  {line}" for line in group_names(names, other))]
+        if self.others:
+            other = next(filter(is_average, self.others), self.others[0])
+            lines.append(
+                f"The file holds this model again under {', '.join(self.others)}, which was not taken; name it as "
+                f"{self.source}?key={other} to load it instead."
+            )
         return "\n".join(lines)
+
+    @property
+    def new_classifier(self) -> list[str]:
+        """Names of class weights that the file does not have, or has for another number of classes."""
+        return [name for name in self.missing if CLASSIFIER_PARTS.intersection(name.split("."))]
 
 
 def load_weights(
     model: nn.Module,
     path_or_url: str | os.PathLike,
     *,
-    allow_missing: str | Callable[[str], bool] = "classifier",
+    allow_missing: str | Callable[[str], bool] = "losses",
 ) -> LoadReport:
     """Load a file into `model` in place and return a report, which is also logged when something did not fit.
 
     Args:
         model: any module; wrappers of data-parallel training and of `torch.compile` are seen through.
-        path_or_url: a path, a name in the folder $VIS_WEIGHTS_DIR, an https:// or a detectron2:// address.
-        allow_missing: which names of the model may be absent from the file. "none"; "classifier": class weights, whose
-            number depends on the data set; "new_modules": also whole modules, at most two levels deep, of which the
-            file has nothing: for training from an image model or a backbone; "all"; or a function of a name.
+        path_or_url: a path, a folder, a name in the folder $VIS_WEIGHTS_DIR, an https:// or a detectron2:// address;
+            `?key=` after it chooses one of several sets of weights in the file.
+        allow_missing: which names of the model may be absent from the file, or have another shape there. "none";
+            "losses": buffers that only losses read: for all that runs the model; "classifier": also class weights,
+            which then are random; "new_modules": also whole modules, at most two levels deep, of which the file has
+            nothing: for training from an image model or a backbone; "all"; or a function of a name.
 
     Raises:
         ValueError: the file cannot be read, nothing in it fits, or other names are missing. The model then may have
             taken over a part of the file.
     """
     _check_allow_missing(allow_missing)
-    path, suffix_matching = find_weights(path_or_url)
-    file = read_weights(path)
-    file.suffix_matching |= suffix_matching
+    file = read_weights_of(path_or_url)
     return load_weight_file(model, file, allow_missing=allow_missing)
 
 
@@ -137,7 +155,7 @@ def load_start_files(model: nn.Module, report: LoadReport | None) -> list[LoadRe
 
 
 def load_weight_file(
-    model: nn.Module, file: WeightFile, *, allow_missing: str | Callable[[str], bool] = "classifier"
+    model: nn.Module, file: WeightFile, *, allow_missing: str | Callable[[str], bool] = "losses"
 ) -> LoadReport:
     """Load what `read_weights` returned; see `load_weights`."""
     _check_allow_missing(allow_missing)
@@ -147,7 +165,8 @@ def load_weight_file(
     configured = _configured_names(model)
     for name in configured:
         tensors.pop(name, None)
-    report = LoadReport(source=str(file.path), kind=kind)
+    classes = ClassList.from_plain(file.rest.get("categories"), str(file.path))
+    report = LoadReport(source=str(file.path), kind=kind, others=file.others, classes=classes)
     report.resized = _fit_shapes(model, tensors, own)
     for name in [name for name in tensors if name in own and tensors[name].shape != own[name].shape]:
         report.mismatched.append((name, tuple(tensors.pop(name).shape), tuple(own[name].shape)))
@@ -159,7 +178,9 @@ def load_weight_file(
             f"has {_some([*tensors, *(name for name, _, _ in report.mismatched)])}."
         )
     _refuse_missing(report, allow_missing)
-    logger.log(logging.INFO if report.complete else logging.WARNING, "%s", report)
+    logger.log(logging.INFO if report.complete and not report.others else logging.WARNING, "%s", report)
+    if report.new_classifier:
+        logger.warning("The classifier starts anew, with random values: %s.", _why_new(report))
     return report
 
 
@@ -181,26 +202,40 @@ def _check_allow_missing(allow_missing: str | Callable[[str], bool]) -> None:
 
 def _with_names_of(own: Mapping[str, Tensor], file: WeightFile) -> tuple[OrderedDict[str, Tensor], str]:
     """Return the file's tensors under the model's names as far as they can be found, and what the file is."""
-    tensors, kind = file.tensors, file.kind
-    for prefix in ("module.", "_orig_mod."):  # left by data-parallel training and torch.compile
-        tensors = strip_prefix_of_all(tensors, prefix)
-    if is_transformers_mask2former(tensors):
-        return from_transformers_mask2former(tensors), f"{kind} of transformers' Mask2Former"
-    plain_vit = from_plain_vit(tensors, own)
-    if plain_vit is not None:
-        return plain_vit[0], f"{kind}, {plain_vit[1]}"
-    suffix_matching = file.suffix_matching
     if file.caffe2_names:
-        tensors = OrderedDict((caffe2_to_ours(name), tensor) for name, tensor in tensors.items())
-    else:
-        renamed, recognised = rename_for_model(tensors, own)
+        tensors = OrderedDict((caffe2_to_ours(name), tensor) for name, tensor in file.tensors.items())
+        return _match_first([tensors], own, file.kind)
+    tensors = without_wrappers(split_flat_average(file.tensors), own)
+    bare = [strip_prefix(tensors, prefix) for prefix in shared_prefixes(tensors)]
+    for names in bare:
+        if is_transformers_mask2former(names):
+            return from_transformers_mask2former(names), f"{file.kind} of transformers' Mask2Former"
+        plain_vit = from_plain_vit(names, own)
+        if plain_vit is not None:
+            return plain_vit[0], f"{file.kind}, {plain_vit[1]}"
+    for names in bare:
+        renamed, recognised = rename_for_model(names, own)
         if recognised:
-            tensors = OrderedDict((renamed[name], tensor) for name, tensor in tensors.items())
-            kind, suffix_matching = f"{kind}, {recognised}", True
-    if suffix_matching or not any(name in own for name in tensors):
-        tensors, matched = _match_endings(own, tensors)
-        kind += ", names matched by their endings" if matched else ""
-    return tensors, kind
+            ours = OrderedDict((renamed[name], tensor) for name, tensor in names.items())
+            return _match_first([ours], own, f"{file.kind}, {recognised}")
+    prefix, others = find_prefix(tensors, own)
+    file.others += [other.removesuffix(".") for other in others]
+    fitting = strip_prefix(tensors, prefix, others)
+    if any(name in own for name in fitting) and not file.suffix_matching:
+        return fitting, file.kind
+    return _match_first([fitting, *bare], own, file.kind)
+
+
+def _match_first(
+    candidates: Iterable[OrderedDict[str, Tensor]], own: Mapping[str, Tensor], kind: str
+) -> tuple[OrderedDict[str, Tensor], str]:
+    """Match by the endings of names the first of several spellings in which anything matches."""
+    candidates = list(candidates)
+    for tensors in candidates:
+        renamed, matched = _match_endings(own, tensors)
+        if matched:
+            return renamed, f"{kind}, names matched by their endings"
+    return candidates[0], kind
 
 
 def _match_endings(
@@ -282,6 +317,12 @@ def _refuse_missing(report: LoadReport, allow_missing: str | Callable[[str], boo
             f"{report.source} ({report.kind}) holds only a {top_level[0]} ({len(report.matched)} tensors); the model "
             f"also needs {', '.join(absent)}. For training that starts from it, pass allow_missing='new_modules'."
         )
+    if set(refused) <= set(report.new_classifier):
+        raise ValueError(
+            f"{report.source} was trained on another list of classes: {_why_new(report)}. To run the model set "
+            "MODEL.SEM_SEG_HEAD.NUM_CLASSES and the data set to those of the file; training may start from it with a "
+            "new classifier."
+        )
     lines = [f"  {line}" for line in group_names([name for name in refused if name not in shapes], in_file)]
     lines += [shapes[name] for name in refused if name in shapes]
     raise ValueError(
@@ -297,11 +338,21 @@ def _may_be_missing(name: str, in_file: Iterable[str], allow_missing: str | Call
     if allow_missing in ("none", "all"):
         return allow_missing == "all"
     parts = name.split(".")
-    if CLASSIFIER_PARTS.intersection(parts):
+    if LOSS_PARTS.intersection(parts):
         return True
-    if allow_missing == "classifier":
-        return False
-    return absent_module(name, in_file) is not None
+    if allow_missing != "losses" and CLASSIFIER_PARTS.intersection(parts):
+        return True
+    return allow_missing == "new_modules" and absent_module(name, in_file) is not None
+
+
+def _why_new(report: LoadReport) -> str:
+    """What the file has for the classifier instead."""
+    shapes = {name: (file[0], model[0]) for name, file, model in report.mismatched if file and model}
+    known = next((shapes[name] for name in report.new_classifier if name in shapes), None)
+    if known is None:
+        return "the file has none"
+    of = f" of {report.classes}" if report.classes else ""
+    return f"that of the file has {known[0]} outputs{of}, this one {known[1]}"
 
 
 def _some(names: list[str]) -> str:

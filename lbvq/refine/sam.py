@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lbvq.files.torch_files import read_torch_file
+
 from .base import PromptRefiner, Prompts
 from .sam_decoder import FrameDecoder, can_decode
 
@@ -153,10 +155,10 @@ def load_sam_weights(model: nn.Module, checkpoint: str, url: str) -> None:
         raise FileNotFoundError(
             f"no SAM checkpoint at {checkpoint!r}; get it with: curl -L -o {checkpoint} {url} and set REFINE.CHECKPOINT"
         )
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = read_torch_file(checkpoint)
     try:
         report = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:  # other shapes, or no names and tensors at all
         message = f"{checkpoint} is not a file of this model; published: {url}; set REFINE.MODEL_TYPE"
         raise ValueError(message) from error
     missing, unexpected = report.missing_keys, report.unexpected_keys

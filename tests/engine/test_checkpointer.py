@@ -62,7 +62,10 @@ def test_resuming_an_empty_folder_starts_from_the_weights(tmp_path, caplog):
     checkpointer = Checkpointer(nn.Linear(2, 2), tmp_path / "run")
     assert checkpointer.resume_or_load(tmp_path / "start.pth", resume=True) == {}
     assert torch.equal(checkpointer.model.weight, model.weight) and "nothing to resume" in caplog.text
-    assert checkpointer.resume_or_load("", resume=True) == {}
+    with pytest.raises(ValueError, match="nothing to evaluate"):
+        checkpointer.resume_or_load("", resume=True)
+    training = Checkpointer(nn.Linear(2, 2), tmp_path / "run", trainer=Counter(7))
+    assert training.resume_or_load("", resume=True) == {}
 
 
 class Detector(nn.Module):

@@ -18,8 +18,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lbvq.engine.torch_files import read_torch_file
 from lbvq.engine.weight_files import read_weights
+from lbvq.files.torch_files import read_torch_file
 
 HOSTILE = sorted((Path(__file__).parent / "hostile_weights").iterdir())
 LIMIT = 4 << 30  # bytes of addresses that reading one of these files may take

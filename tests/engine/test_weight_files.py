@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import zipfile
@@ -13,11 +14,12 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from lbvq.engine import weight_files
 from lbvq.engine.download import Checksum
-from lbvq.engine.weight_files import find_weights, read_weights
+from lbvq.engine.weight_files import find_weights, read_weights, split_query
 
 ARRAYS = {
     "stem.conv1.weight": np.random.RandomState(0).randn(4, 3, 7, 7).astype("float32"),
@@ -204,7 +206,8 @@ def test_the_refused_name_is_told(tmp_path):
         (pickle.dumps({"model": {"w": np.array(["a"])}}), "not of numbers"),
         (pickle.dumps({"model": {"w": np.array([None])}}), "not of numbers"),
         (pickle.dumps({"model": {"w": 3}}), "w is a int, not a tensor"),
-        (pickle.dumps({"epoch": 3, "net": {"w": np.ones(1)}}), "epoch is a int"),
+        (pickle.dumps({"epoch": 3, "net": {"w": 1.5}}), "epoch is a int"),
+        (pickle.dumps({"a": {"w": np.ones(1)}, "b": {"w": np.ones(1)}}), r"choose one .*a \(1 tensors\), b"),
         (pickle.dumps({"blobs": [1]}), "blobs"),
         (pickle.dumps(ZOO)[:-200], "damaged|not loaded"),
         (saved({"model": {"w": torch.ones(1000)}})[:-600], "damaged"),
@@ -343,3 +346,93 @@ def test_a_mirror_of_the_hub_is_asked_and_the_licence_is_said(weights_dir, downl
     assert caplog.text.count("non-commercial") == 1
     find_weights("mask2former_swin_tiny_coco.safetensors")
     assert caplog.text.count("non-commercial") == 1 and len(downloads) == 1
+
+
+# -- folders and weights in several files -----------------------------------------------------------------------------
+
+SHARDS = {"model-00001-of-00002.safetensors": ["a.w"], "model-00002-of-00002.safetensors": ["b.w", "c.w"]}
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for number, (file_name, names) in enumerate(SHARDS.items()):
+        save_file({name: torch.full((2,), float(number)) for name in names}, folder / file_name)
+    places = {name: file_name for file_name, names in SHARDS.items() for name in names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return folder
+
+
+def test_weights_in_several_files_are_read_by_their_index(sharded):
+    path, _ = find_weights(sharded)
+    assert path.name == "model.safetensors.index.json"
+    file = read_weights(path)
+    assert {name: tensor[0].item() for name, tensor in file.tensors.items()} == {"a.w": 0, "b.w": 1, "c.w": 1}
+    assert file.kind == "2 weight files"
+
+
+def test_one_of_several_files_says_that_it_is_a_part(sharded):
+    with pytest.raises(ValueError, match="one of 2 files that hold a model together"):
+        read_weights(sharded / "model-00001-of-00002.safetensors")
+
+
+@pytest.mark.parametrize(
+    "index, message",
+    [
+        ({"weight_map": {"a.w": "model-00001-of-00002.safetensors", "z": "model-00001-of-00002.safetensors"}}, "lacks"),
+        ({"weight_map": {"a.w": "gone.safetensors"}}, r"names gone\.safetensors, not there"),
+        ({"weight_map": {"a.w": "../secret.safetensors"}}, "no file beside it"),
+        ({"weight_map": {"a.w": "/etc/hostname"}}, "no file beside it"),
+        ({"weight_map": {"a.w": "model.safetensors.index.json"}}, "no file beside it"),
+        ({"weight_map": {"a.w": 3}}, "no file beside it"),
+        ({"weight_map": [1]}, "no index of weight files"),
+        ({}, "no index of weight files"),
+        ([], "no index of weight files"),
+    ],
+)
+def test_a_damaged_index_is_refused(sharded, index, message):
+    path = sharded / "model.safetensors.index.json"
+    path.write_text(json.dumps(index))
+    with pytest.raises((ValueError, OSError), match=message) as info:
+        read_weights(path)
+    assert str(sharded) in str(info.value)
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="no index of weight files"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize(
+    "names, chosen",
+    [
+        (["model.safetensors", "pytorch_model.bin", "other.pth"], "model.safetensors"),
+        (["pytorch_model.bin", "training_args.bin"], "pytorch_model.bin"),
+        (["model_0000009.pth", "model_final.pth"], "model_final.pth"),
+        (["mine.pth", "config.yaml"], "mine.pth"),
+    ],
+)
+def test_the_weights_of_a_folder_are_found(tmp_path, names, chosen):
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    assert find_weights(tmp_path)[0] == tmp_path / chosen
+
+
+def test_a_folder_with_several_weight_files_names_them(tmp_path):
+    for name in ("a.pth", "b.pth"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(IsADirectoryError, match=r"name the weight file in it: a\.pth, b\.pth"):
+        find_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, parts",
+    [
+        ("a.pth", ("a.pth", False, "")),
+        ("a.pth?matching_heuristics=True", ("a.pth", True, "")),
+        ("https://x.org/a.pth?key=ema.module", ("https://x.org/a.pth", False, "ema.module")),
+        ("a.pth?key=ema&matching_heuristics=True", ("a.pth", True, "ema")),
+        ("what?.pth", ("what?.pth", False, "")),
+    ],
+)
+def test_what_follows_the_name_of_a_file_is_split_off(name, parts):
+    assert split_query(name) == parts

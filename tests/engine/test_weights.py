@@ -20,10 +20,10 @@ from lbvq.engine.name_matching import (
     group_names,
     match_suffixes,
     rename_for_model,
-    strip_prefix_of_all,
     timm_swin_to_ours,
     torchvision_to_ours,
 )
+from lbvq.files.class_list import ClassList
 
 with gzip.open(GOLDEN / "ckpt.json.gz", "rt") as golden_file:
     RECORDED = json.load(golden_file)
@@ -76,17 +76,6 @@ def test_recent_timm_swin_names_move_the_merging_one_stage_down():
     assert [f"backbone.{name}" for name in renamed.values()] == ours and kind == "timm Swin"
     original = [f"layers.{i}.downsample.reduction.weight" for i in (0, 1, 2)]
     assert rename_for_model(original, ours)[1] == ""
-
-
-def test_a_prefix_goes_only_when_all_names_have_it():
-    tensors = OrderedDict([("module.a", 1), ("module.b.c", 2)])
-    tensors._metadata = OrderedDict([("", {}), ("module", {"version": 1}), ("module.b", {"version": 2})])
-    stripped = strip_prefix_of_all(tensors, "module.")
-    assert stripped == {"a": 1, "b.c": 2}
-    assert stripped._metadata == {"": {"version": 1}, "b": {"version": 2}}
-    tensors["other"] = 3
-    assert strip_prefix_of_all(tensors, "module.") is tensors
-    assert strip_prefix_of_all(OrderedDict(), "module.") == {}
 
 
 def test_names_are_grouped_by_parent():
@@ -187,10 +176,24 @@ def test_names_of_data_parallel_and_compiled_models_are_understood(save):
     assert load_weights(Model(), save(state)).complete
 
 
-def test_other_numbers_of_classes_keep_the_new_classifier(save, caplog):
+def test_other_numbers_of_classes_are_refused_where_a_model_is_run(save):
+    categories = {"names": [f"c{i}" for i in range(80)], "ids": list(range(80))}
+    path = save({"model": filled(classes=80).state_dict(), "categories": categories})
+    for allow in ({}, {"allow_missing": "none"}):
+        with pytest.raises(ValueError, match=r"file\.pth was trained on another list of classes: .*81 outputs of 80 "):
+            load_weights(Model(classes=40), path, **allow)
+    state = filled().state_dict()
+    del state["sem_seg_head.class_embed.weight"], state["sem_seg_head.class_embed.bias"]
+    with pytest.raises(ValueError, match="the file has none"):
+        load_weights(Model(), save(state))
+
+
+def test_training_may_start_a_new_classifier_and_says_so(save, caplog):
     model = Model(classes=40)
     before = model.sem_seg_head.class_embed.weight.clone()
-    report = load_weights(model, save(filled(classes=80).state_dict()))
+    report = load_weights(model, save(filled(classes=80).state_dict()), allow_missing="new_modules")
+    assert "The classifier starts anew, with random values: that of the file has 81 outputs, this one 41" in caplog.text
+    assert report.new_classifier == report.missing
     names = ["sem_seg_head.class_embed.bias", "sem_seg_head.class_embed.weight"]
     assert report.missing == names and report.unexpected == []
     assert sorted(report.mismatched) == [(names[0], (81,), (41,)), (names[1], (81, 4), (41, 4))]
@@ -200,7 +203,7 @@ def test_other_numbers_of_classes_keep_the_new_classifier(save, caplog):
 
 def test_another_number_of_queries_is_refused_unless_allowed(save):
     path = save(filled(queries=7).state_dict())
-    for allow in ("none", "classifier", "new_modules"):
+    for allow in ("none", "losses", "classifier", "new_modules"):
         with pytest.raises(ValueError, match=r"query_feat\.weight: \(7, 4\) in the file, \(5, 4\) in the model"):
             load_weights(Model(), path, allow_missing=allow)
     assert load_weights(Model(), path, allow_missing="all").missing == ["sem_seg_head.query_feat.weight"]
@@ -351,3 +354,142 @@ def test_the_report_reads_well(save):
         "Not in the model:",
         "  extra.weight",
     ]
+
+
+def test_buffers_of_losses_may_be_absent_where_a_model_is_run(save):
+    model = Model()
+    model.criterion = nn.Linear(2, 2)
+    model.sem_seg_head.register_buffer("empty_weight", torch.zeros(3))
+    report = load_weights(model, save(filled().state_dict()))
+    assert report.missing == ["criterion.bias", "criterion.weight", "sem_seg_head.empty_weight"]
+
+
+# -- what other programs put around a model ---------------------------------------------------------------------------
+
+
+def prefixed(prefix, state):
+    return OrderedDict((f"{prefix}{name}", tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("prefix", ["model.", "module.", "_orig_mod.", "module._orig_mod.", "net.model.module.", "x."])
+def test_any_prefix_that_all_names_have_is_taken_off(save, prefix):
+    report = load_weights(Model(), save({"state_dict": prefixed(prefix, filled().state_dict())}), allow_missing="none")
+    assert report.complete
+
+
+def test_wrappers_inside_of_names_are_taken_off(save):
+    state = filled().state_dict()
+    state = OrderedDict(
+        (name.replace("stem.", "stem._orig_mod.").replace("head.", "head.module."), state[name]) for name in state
+    )
+    assert load_weights(Model(), save(state), allow_missing="none").complete
+
+
+def test_what_stands_beside_a_prefixed_model_is_reported(save):
+    """As in a checkpoint of Lightning whose module has losses and metrics of its own."""
+    state = prefixed("model.", filled().state_dict()) | {"loss.weight": torch.ones(3), "n_averaged": torch.tensor(3)}
+    report = load_weights(Model(), save({"state_dict": state}), allow_missing="none")
+    assert report.unexpected == ["loss.weight", "n_averaged"] and not report.missing
+
+
+def test_a_prefix_that_the_model_has_itself_stays(save):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = Model()
+
+    source = Wrapped()
+    assert load_weights(Wrapped(), save(source.state_dict()), allow_missing="none").complete
+    assert load_weights(Wrapped(), save(prefixed("module.", source.state_dict())), allow_missing="none").complete
+    backbone = Model().backbone  # a part of a whole model
+    assert not load_weights(backbone, save(filled().state_dict()), allow_missing="none").missing
+
+
+def test_a_foreign_backbone_in_a_prefix_is_recognised(save):
+    names = {name for name in RECORDED["torchvision"].values() if "fc" not in name and "num_batches" not in name}
+    model = model_of({f"backbone.{name}": () for name in names})
+    values = {f"model.{name}": torch.tensor(1.0) for name in RECORDED["torchvision"]}
+    report = load_weights(model, save({"state_dict": values}), allow_missing="none")
+    assert "torchvision ResNet" in report.kind and report.missing == []
+
+
+RAW, AVERAGE = 1.0, 2.0
+
+
+def constant(value):
+    return OrderedDict((name, torch.full_like(tensor, value)) for name, tensor in Model().state_dict().items())
+
+
+TWO_SETS = {  # how programs keep weights beside their average: content, key of the average
+    "two keys": ({"model": constant(RAW), "model_ema": constant(AVERAGE)}, "model_ema"),
+    "timm": ({"state_dict": constant(RAW), "state_dict_ema": constant(AVERAGE)}, "state_dict_ema"),
+    "nested": ({"ema": {"module": constant(AVERAGE), "updates": 3}, "model": constant(RAW)}, "ema.module"),
+    "prefixes": (
+        {"state_dict": prefixed("ema_model.", constant(AVERAGE)) | prefixed("model.", constant(RAW))},
+        "ema_model",
+    ),
+    "bare and prefix": (constant(RAW) | prefixed("ema.", constant(AVERAGE)), "ema"),
+    "mmcv": (
+        {"state_dict": constant(RAW) | {f"ema_{name.replace('.', '_')}": t for name, t in constant(AVERAGE).items()}},
+        "ema",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TWO_SETS)
+def test_the_average_beside_the_weights_is_named_and_can_be_chosen(save, case, caplog):
+    content, key = TWO_SETS[case]
+    path, model = save(content), Model()
+    report = load_weights(model, path, allow_missing="none")
+    assert model.clip_module.weight.unique().item() == RAW
+    assert report.others == [key] and not report.unexpected and f"file.pth?key={key}" in caplog.text
+    report = load_weights(model, f"{path}?key={key}", allow_missing="none")
+    assert model.clip_module.weight.unique().item() == AVERAGE and not report.missing
+
+
+@pytest.mark.parametrize(
+    "content", [{"model_ema": constant(AVERAGE)}, {"ema": {"module": constant(AVERAGE)}, "epoch": 3}]
+)
+def test_an_average_alone_is_taken(save, content):
+    model = Model()
+    report = load_weights(model, save(content), allow_missing="none")
+    assert model.clip_module.weight.unique().item() == AVERAGE and "ema" in report.kind and not report.others
+
+
+def test_a_key_that_is_not_there_is_refused_with_those_that_are(save):
+    path = save({"model": constant(RAW), "model_ema": constant(AVERAGE)})
+    with pytest.raises(ValueError, match="nothing under key=gone; it has model, model_ema"):
+        load_weights(Model(), f"{path}?key=gone")
+
+
+def test_other_weights_in_a_checkpoint_are_no_second_model(save):
+    content = {"model": constant(RAW), "generator": {"a.weight": torch.ones(1)}, "trainer": {"x": torch.ones(2)}}
+    assert load_weights(Model(), save(content), allow_missing="none").others == []
+
+
+# -- categories -------------------------------------------------------------------------------------------------------
+
+
+def test_categories_come_with_the_weights(save):
+    categories = {"names": ["cat", "dog"], "ids": [3, 7]}
+    report = load_weights(Model(), save({"model": filled().state_dict(), "categories": categories}))
+    assert report.classes == ClassList(("cat", "dog"), (3, 7)) and report.classes.to_plain() == categories
+    assert load_weights(Model(), save(filled().state_dict())).classes is None
+
+
+@pytest.mark.parametrize(
+    "categories",
+    [
+        [1],
+        {"names": "cat", "ids": [1]},
+        {"names": ["a"], "ids": []},
+        {"names": ["a", "b"], "ids": [1, 1]},
+        {"names": [1], "ids": [1]},
+        {"names": ["a"], "ids": [1.5]},
+        {"names": ["a" * 9999], "ids": [1]},
+    ],
+)
+def test_damaged_categories_are_refused_by_name(save, categories):
+    path = save({"model": filled().state_dict(), "categories": categories})
+    with pytest.raises(ValueError, match=r"file\.pth: its categories"):
+        load_weights(Model(), path)

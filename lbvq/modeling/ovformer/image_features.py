@@ -7,13 +7,14 @@ that the data may lie anywhere.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lbvq.files.torch_files import read_torch_file
 
 from .towers import ClipTowers
 
@@ -79,8 +80,8 @@ def read_image_features(path: str | Path, setting: str = "the path") -> dict[Has
         advice = HOW_TO_MAKE_IMAGES.format(path=path, setting=setting)
         raise FileNotFoundError(f"The CLIP image features {path} ({setting}) do not exist. {advice}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        content = read_torch_file(path)
+    except ValueError as error:
         raise ValueError(f"{path} ({setting}) is no file of CLIP image features: {error}") from error
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path}: expected a dictionary of features, got {type(content).__name__} without content.")
