@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "mask2former.modeling": (),  # and the building blocks, see _building_blocks
     "lbvq": PACKAGES,
     "lbvq.masks": (),
-    "lbvq.files": ("lbvq.masks",),
+    "lbvq.files": ("lbvq.masks", "mask2former.cfg"),
     "lbvq.engine": BOTTOM,
     "lbvq.refine": ("mask2former.linear", *BOTTOM),
     "lbvq.video": BOTTOM,
