@@ -30,7 +30,7 @@ class ClassList:
         if len(self.names) != len(self.ids) or len(set(self.ids)) != len(self.ids):
             raise ValueError(
                 f"{len(self.names)} category names need as many different ids, got {len(set(self.ids))}; see "
-                "MODEL.CATEGORY_NAMES and MODEL.CATEGORY_IDS."
+                "MODEL.CATEGORIES."
             )
 
     def __len__(self) -> int:
@@ -42,9 +42,9 @@ class ClassList:
 
     @classmethod
     def from_config(cls, cfg: Cfg) -> ClassList | None:
-        """Those of MODEL.CATEGORY_NAMES and CATEGORY_IDS; None when they are not set."""
-        names, ids = getattr(cfg.MODEL, "CATEGORY_NAMES", []), getattr(cfg.MODEL, "CATEGORY_IDS", [])
-        return _checked(names, ids, "MODEL.CATEGORY_NAMES and MODEL.CATEGORY_IDS") if len(names) or len(ids) else None
+        """Those of MODEL.CATEGORIES, whose ids may be left out; None when there are no names."""
+        names, ids = cfg.MODEL.CATEGORIES.NAMES, cfg.MODEL.CATEGORIES.IDS
+        return _checked(names, ids or list(range(1, len(names) + 1)), "MODEL.CATEGORIES") if names else None
 
     @classmethod
     def from_metadata(cls, metadata: Any) -> ClassList | None:
@@ -72,8 +72,8 @@ class ClassList:
         return {"names": list(self.names), "ids": list(self.ids)}
 
     def write_to(self, cfg: Cfg) -> None:
-        """Set MODEL.CATEGORY_NAMES and CATEGORY_IDS of a configuration that is not frozen."""
-        cfg.MODEL.CATEGORY_NAMES, cfg.MODEL.CATEGORY_IDS = list(self.names), list(self.ids)
+        """Set MODEL.CATEGORIES of a configuration that is not frozen."""
+        cfg.MODEL.CATEGORIES.NAMES, cfg.MODEL.CATEGORIES.IDS = list(self.names), list(self.ids)
 
     def ids_in(self, other: ClassList) -> dict[int, int | None]:
         """Class index -> category id in another list, by name without regard to case and punctuation; None: not there.

@@ -1,4 +1,4 @@
-"""What other programs put around a model in a file: prefixes, moving averages beside the weights; and its categories."""
+"""What other programs put around a model in a file: prefixes, averages beside the weights; and its categories."""
 
 from __future__ import annotations
 
