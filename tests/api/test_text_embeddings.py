@@ -22,6 +22,7 @@ from video_models import load_cfg
 from lbvq.cli.predict import add_arguments, run
 from lbvq.data.builtin import MetadataCatalog
 from lbvq.data.synthetic import write_dataset
+from lbvq.inference import vocabulary
 from lbvq.inference.predictor import VideoPredictor
 from lbvq.inference.vocabulary import (
     check_classes,
@@ -283,3 +284,16 @@ def test_the_tool_writes_the_features_that_a_model_looks_up(monkeypatch, loads, 
     file = folder / "data" / key.removeprefix("datasets/")
     found = source.find([str(file)], [], torch.device("cpu"))
     torch.testing.assert_close(found, table[key])
+
+
+class TowersOfTwoTemplates:
+    """One template gives a long embedding that points east, the other a short one that points north."""
+
+    def encode_texts(self, texts):
+        return torch.tensor([[9.0, 0.0] if "photo" in text else [0.0, 0.1] for text in texts])
+
+
+def test_every_template_has_the_same_say_whatever_the_length_of_its_embedding(tmp_path, monkeypatch):
+    monkeypatch.setitem(vocabulary.PROMPT_SETS, "two", ("a photo of a {}.", "a {} in motion."))
+    found = vocabulary.embed_names(["cat"], TowersOfTwoTemplates, model="m", prompts="two", folder=tmp_path)
+    torch.testing.assert_close(found, torch.full((1, 2), 0.5**0.5))

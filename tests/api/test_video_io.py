@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from lbvq.video.reader import VideoError, natural_key, read_image, read_video
+from lbvq.video.structure import is_cut_off
 
 
 def gray_frames(count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
@@ -316,3 +317,10 @@ def test_one_frame_portrait_and_odd_sizes_are_read(tmp_path):
     assert len(video) == 1 and video.size == (96, 54) and video.frame_rate is None
     odd = read_video(write(tmp_path / "odd.webm", gray_frames(2, 45, 63), "libvpx-vp9"))
     assert odd.size == (45, 63) and len(odd) == 2
+
+
+def test_an_avi_that_lacks_its_last_four_bytes_is_cut_off(tmp_path):
+    path = write(tmp_path / "a.avi", noise_frames(10), "mpeg4")
+    assert not is_cut_off(path)
+    path.write_bytes(path.read_bytes()[:-4])
+    assert is_cut_off(path)

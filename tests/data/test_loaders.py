@@ -210,6 +210,14 @@ def test_wide_and_tall_videos_do_not_meet_in_a_batch(registered):
         assert any(mixed) is not grouping
 
 
+def test_square_videos_are_grouped_with_the_tall_ones(registered):
+    registered("squares", [video(n, [0], width=2 + n % 3) for n in range(9)])  # of height 3
+    options = ["SOLVER.IMS_PER_BATCH", 3, "DATALOADER.ASPECT_RATIO_GROUPING", True]
+    loader = build_train_loader(small_cfg("DATASETS.TRAIN", ("squares",), *options), mappers=[lambda record: record])
+    widths = [{sample["width"] for sample in batch} for batch in islice(loader, 30)]
+    assert {2, 3} in widths and all(each == {4} or 4 not in each for each in widths)
+
+
 def test_data_sets_are_mixed_within_batches_by_their_ratio(registered):
     registered("left", [video(n, [0]) for n in range(5)])
     registered("right", [video(n, [0]) for n in range(100, 110)])

@@ -10,6 +10,8 @@ import pytest
 from helpers import GOLDEN
 
 from lbvq.data.batches import arrival_order, grouped_batches, mixed_batches, plain_batches, with_seeds
+from lbvq.data.build import TrainingSet, make_plan
+from lbvq.data.record_store import RecordStore
 from lbvq.data.samplers import InferenceSampler, RepeatFactorTrainingSampler, TrainingSampler, repeat_factors
 
 RECORDED = json.loads((GOLDEN / "samplers.json").read_text())
@@ -104,3 +106,20 @@ def test_a_stream_that_ends_ends_the_batches():
 def test_training_needs_records():
     with pytest.raises(ValueError, match=r"DATASETS\.TRAIN"):
         TrainingSampler(0, seed=0)
+
+
+def planned(sets, seed=3):
+    plan = make_plan(seed, 0, sets=sets, ratios=[1.0] * len(sets), batch_size=1, grouping=False, rank=0, world_size=1)
+    return [batch[0] for batch in islice(plan, 200)]
+
+
+def test_two_data_sets_of_one_size_come_in_different_orders():
+    """With one seed for both, record n of one would always come with record n of the other."""
+    sets = [
+        TrainingSet(name, RecordStore.from_records([{"video_id": n} for n in range(10)]), [True] * 10)
+        for name in ("one", "other")
+    ]
+    picks = planned(sets)
+    orders = [[pick[1] for pick in picks if pick[0] == number][:10] for number in (0, 1)]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(10))
+    assert orders[0] != orders[1]

@@ -276,3 +276,11 @@ def test_a_schedule_is_fitted_to_the_number_of_processes(caplog):
 def test_a_batch_that_the_reference_processes_cannot_share_is_refused():
     with pytest.raises(ValueError, match="multiple"):
         scale_to_world_size(cfg_with(REFERENCE_WORLD_SIZE=3, IMS_PER_BATCH=16), 1)
+
+
+def test_norm_clipping_measures_with_the_norm_that_is_set():
+    """Four equal numbers of length 3: their 1-norm is 6, their largest 1.5."""
+    for norm_type, length in ((1.0, 0.5), (2.0, 1.0), (float("inf"), 2.0)):
+        model, optimizer = model_with_gradients(3.0)
+        build_gradient_clipper(clip(CLIP_TYPE="norm", CLIP_VALUE=1.0, NORM_TYPE=norm_type), optimizer)()
+        assert norms(model) == pytest.approx([length], rel=1e-5)

@@ -214,3 +214,45 @@ def test_an_analysis_of_nothing_works():
     analysis = Analysis(GroundTruth(_one_video("cat", [])), MaskFile("dt", [], [], []), TubeApSettings())
     assert analysis.tracks() == [] and analysis.by_occlusion() == []
     assert all(math.isnan(row["AP"]) for row in [*analysis.by_size(), *analysis.by_length()])
+
+
+def test_the_numbers_of_the_report_are_those_of_the_videos(tmp_path):
+    """Two tracks of three frames, one found; one of a single frame that nobody found."""
+    content = _one_video("cat", [(0, 0, 10, 10), (20, 0, 10, 10), (40, 0, 10, 10)])
+    content["videos"][0].update(length=3, file_names=["0.png", "1.png", "2.png"])
+    for row in content["annotations"]:
+        row["segmentations"] = row["segmentations"] * 3
+    content["annotations"][1]["category_id"] = CLASSES["dog"]
+    content["annotations"][2]["segmentations"][1:] = [None, None]
+    results = [_result("cat", (0, 0, 10, 10)), _result("cat", (20, 0, 10, 8))]
+    for row in results:
+        row["segmentations"] = row["segmentations"] * 3
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    (tmp_path / "dt.json").write_text(json.dumps(results))
+    arguments = (tmp_path / "dt.json", "--gt", tmp_path / "gt.json", "--metric", "ytvis")
+    assert run_tool("eval_json", *arguments, "--report", tmp_path / "report") == 0
+
+    def table(name):
+        with open(tmp_path / "report" / f"{name}.csv", newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    confusion = {row.pop("track"): {name: int(count) for name, count in row.items()} for row in table("confusion")}
+    assert confusion["cat"] == {"cat": 1, "dog": 0, MISSED: 1}
+    assert confusion["dog"] == {"cat": 1, "dog": 0, MISSED: 0}
+    lengths = {row["range"]: int(row["tracks"]) for row in table("by_length")}
+    assert lengths == {"all": 3, "1 to 5": 3, "6 to 10": 0, "11 to 20": 0, "21 to 36": 0, "from 37": 0}
+    tracks = [(row["annotation"], row["visible_frames"], row["best_iou"]) for row in table("tracks")]
+    assert tracks == [("1", "3", "1.0"), ("2", "3", "0.0"), ("3", "1", "0.0")]
+    of_any_class = [float(row["best_iou_of_any_class"]) for row in table("tracks")]
+    assert of_any_class == [1, pytest.approx(0.8), 0]
+    page = (tmp_path / "report" / "report.md").read_text()
+    worst = page[page.lower().index("worst") :]
+    assert worst.index("dog") < worst.index("cat")  # found equally little, and longer
+
+
+def test_worst_tracks_are_the_least_found_first(tmp_path):
+    content = _one_video("cat", [(0, 0, 10, 10), (20, 0, 10, 10), (40, 0, 10, 10)])
+    results = [_result("cat", (0, 0, 10, 10)), _result("cat", (20, 0, 10, 6))]
+    analysis = Analysis(GroundTruth(content), MaskFile("dt", results, [], []), TubeApSettings())
+    worst = report._write_tracks(tmp_path, analysis)
+    assert [each.track for each in worst] == [2, 1, 0]

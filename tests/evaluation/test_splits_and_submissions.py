@@ -327,3 +327,22 @@ def test_image_servers_check_images_and_how_many_predictions_they_have(tmp_path)
 
 def test_every_video_metric_and_image_metric_has_a_server():
     assert set(SERVERS) == {"ytvis", "ovis", "hq_ytvis", "lvvis", "burst", "coco", "lvis"}
+
+
+def videos_of_classes(numbers):
+    """Content with a video for every entry of `numbers` (class -> how many), one track each."""
+    videos = [{"id": index} for index in range(1, sum(numbers.values()) + 1)]
+    classes = [name for name, number in numbers.items() for _ in range(number)]
+    annotations = [{"id": v["id"], "video_id": v["id"], "category_id": c} for v, c in zip(videos, classes, strict=True)]
+    return {"videos": videos, "categories": [{"id": each} for each in numbers], "annotations": annotations}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_class_gives_its_share_and_one_of_a_single_video_none(seed):
+    split = split_videos(videos_of_classes({1: 20, 2: 10, 3: 4, 4: 2, 5: 1}), 0.2, seed)
+    assert split.tracks == {1: (16, 4), 2: (8, 2), 3: (3, 1), 4: (2, 0), 5: (1, 0)}
+
+
+def test_a_class_never_loses_its_last_training_video():
+    split = split_videos(videos_of_classes({1: 2, 2: 3}), 0.9, seed=0)
+    assert split.tracks == {1: (1, 1), 2: (1, 2)}

@@ -182,3 +182,16 @@ def test_tubes_without_objects_or_frames_come_back_as_they_are():
 def test_a_wrong_number_of_frames_is_refused():
     with pytest.raises(ValueError, match="3 frames, got 2"):
         refine_tubes(MaskTubes((40, 60), 3, 1), [FRAME] * 2, BoxFiller())
+
+
+def test_the_inner_point_of_an_odd_square_is_its_middle_pixel():
+    refiner = BoxFiller(prompt="box_point")
+    refiner.refine(FRAME, np.stack([box_mask(10, 20, 15, 25), box_mask(0, 0, 3, 3)]))
+    assert refiner.prompts[0].points_xy.tolist() == [[12, 22], [1, 1]]
+
+
+@pytest.mark.parametrize("min_area, count", [(4, 1), (5, 0)])
+def test_a_component_of_exactly_the_least_area_is_prompted(min_area, count):
+    refiner = BoxFiller(min_area=min_area)
+    refiner.refine(FRAME, box_mask(4, 4, 6, 6)[None])
+    assert sum(refiner.batches) == count

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from sam_models import small_sam2
 
 from lbvq.masks.tubes import MaskTubes
 from lbvq.refine import refine_tubes
+from lbvq.refine.base import RefinedFrame
 from lbvq.refine.sam2 import Sam2Refiner, Sam2VideoRefiner, build_sam2_refiner
 
 
@@ -98,3 +101,58 @@ def test_a_missing_folder_says_how_to_get_one(tmp_path, monkeypatch):
 def test_a_window_without_frames_is_refused(models):
     with pytest.raises(ValueError, match=r"REFINE\.WINDOW"):
         Sam2VideoRefiner(models[1], models[3], Sam2Refiner(models[0], models[2]), window=0)
+
+
+class RecordingFollower:
+    """Stands for the video model and its processor: every mask it is shown is found in every frame, one pixel wider."""
+
+    config = None
+    device, dtype = "cpu", torch.float32
+
+    def __init__(self, num_frames):
+        self.num_frames, self.shown, self.passes = num_frames, [], []
+
+    def init_video_session(self, *, video, **options):
+        return self
+
+    def reset_tracking_data(self):
+        pass
+
+    def add_inputs_to_inference_session(self, session, *, frame_idx, obj_ids, input_masks):
+        self.shown.append(frame_idx)
+        self.mask = input_masks
+
+    def propagate_in_video_iterator(self, session, *, start_frame_idx, reverse):
+        self.passes.append((start_frame_idx, reverse))
+        frames = range(start_frame_idx, -1, -1) if reverse else range(start_frame_idx, self.num_frames)
+        for t in frames:
+            yield SimpleNamespace(frame_idx=t, pred_masks=torch.where(self.mask, 1.0, -1.0)[None, None])
+
+
+class KnowingRefiner:
+    """Says how far it trusts each object in each frame."""
+
+    iou_threshold = 0.0
+
+    def __init__(self, trust):
+        self.trust, self.t = trust, -1
+
+    def refine_frame(self, frame, masks):
+        self.t += 1
+        return RefinedFrame(masks, np.ones(len(masks), bool), self.trust[:, self.t])
+
+
+def test_an_object_is_followed_both_ways_from_the_frame_where_it_is_trusted_most():
+    masks = np.zeros((2, 4, 8, 8), bool)
+    for t in range(4):
+        masks[0, t, 1:5, t : t + 4] = True
+    masks[1, 1:3, 6:8, 6:8] = True  # absent in the first and last frame
+    trust = np.array([[0.5, 0.6, 0.9, 0.7], [1.0, 0.4, 0.8, 1.0]])  # an absent object is not to be trusted
+    follower = RecordingFollower(4)
+    refiner = Sam2VideoRefiner(follower, follower, KnowingRefiner(trust), window=4)
+    frames = refiner.refine_window([np.zeros((8, 8, 3), np.uint8)] * 4, masks)
+    assert follower.shown == [2, 2]
+    assert follower.passes == [(2, False), (2, True)] * 2
+    for t in (0, 1, 3):  # what was seen in frame 2 is found before and after it
+        assert (frames[t].masks[0] == masks[0, 2]).all() and frames[t].accepted[0]
+    assert not frames[0].accepted[1] and not frames[0].masks[1].any()

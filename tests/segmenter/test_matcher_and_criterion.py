@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from fixed_points import fixed_rand
 from helpers import GOLDEN
 
+from lbvq.config import get_cfg
 from mask2former import points as points_module
 from mask2former.modeling import criterion as criterion_module
 from mask2former.modeling.criterion import SetCriterion, average_over_processes, dice_loss, sigmoid_ce_loss
@@ -205,3 +208,32 @@ def test_half_precision_outputs_give_finite_float32_losses(golden, targets):
     for name, loss in losses.items():
         assert loss.dtype == torch.float32
         torch.testing.assert_close(loss, golden[f"crit/{name}"], rtol=0.01, atol=0.01)
+
+
+def test_each_cost_has_a_weight_of_its_own():
+    """One query that knows nothing: class probability 1/2, cross entropy ln 2, dice 1 - 2/3."""
+    logits, masks = torch.zeros(1, 2), torch.zeros(1, 2)
+    labels, wanted = torch.tensor([0]), torch.tensor([[1.0, 0.0]])
+    costs = {"cost_class": 3.0, "cost_mask": 20.0, "cost_dice": 1.0}
+    assert matching_cost(logits, masks, labels, wanted, **costs).item() == pytest.approx(20 * math.log(2) - 1.5 + 1 / 3)
+
+
+def test_settings_reach_the_loss_and_the_cost_they_name():
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.MASK_FORMER.CLASS_WEIGHT", 3.0, "MODEL.MASK_FORMER.MASK_WEIGHT", 20.0])
+    cfg.merge_from_list(["MODEL.MASK_FORMER.DICE_WEIGHT", 1.0, "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT", 0.3])
+    criterion = SetCriterion(**SetCriterion.from_config(cfg))
+    weights = {name: criterion.weight_dict[name] for name in ("loss_ce", "loss_mask", "loss_dice", "loss_dice_0")}
+    assert weights == {"loss_ce": 3.0, "loss_mask": 20.0, "loss_dice": 1.0, "loss_dice_0": 1.0}
+    matcher = criterion.matcher
+    assert (matcher.cost_class, matcher.cost_mask, matcher.cost_dice) == (3.0, 20.0, 1.0)
+    assert criterion.empty_weight[0] == 1 and criterion.empty_weight[-1] == pytest.approx(0.3)
+
+
+def test_a_query_without_object_counts_a_tenth():
+    """Two queries, one class: the first, matched, pays ln 2; the second says "no object" with probability 1/4."""
+    criterion = SetCriterion(1, matcher=HungarianMatcher(), no_object_weight=0.1)
+    logits = torch.tensor([[[0.0, 0.0], [math.log(3), 0.0]]])
+    matches = [(torch.tensor([0]), torch.tensor([0]))]
+    loss = criterion.class_loss(logits, [{"labels": torch.tensor([0])}], matches)
+    assert loss.item() == pytest.approx((math.log(2) + 0.1 * math.log(4)) / 1.1)

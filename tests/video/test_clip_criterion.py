@@ -14,6 +14,7 @@ import torch
 from fixed_points import fixed_rand
 from helpers import GOLDEN
 
+from lbvq.config import get_cfg
 from lbvq.modeling.clips.criterion import ClipCriterion, clip_class_loss, clip_mask_losses, similarity_loss
 from lbvq.modeling.clips.decoder import ClipMasks
 from lbvq.modeling.clips.matcher import ClipMatcher
@@ -209,3 +210,36 @@ def test_weights_are_repeated_for_auxiliary_layers_and_losses_without_weight_dro
 
 def test_the_class_weights_are_a_buffer_of_the_checkpoint():
     assert criterion().state_dict()["empty_weight"].tolist() == pytest.approx([1, 1, 1, 1, 1, 0.1])
+
+
+def test_settings_reach_the_clip_loss_and_the_cost_they_name():
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.MASK_FORMER.CLASS_WEIGHT", 3.0, "MODEL.MASK_FORMER.MASK_WEIGHT", 20.0])
+    cfg.merge_from_list(["MODEL.MASK_FORMER.DICE_WEIGHT", 1.0, "MODEL.LBVQ.SIM_WEIGHT", 0.25])
+    cfg.merge_from_list(["MODEL.LBVQ.NO_OBJECT_WEIGHT", 0.3, "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT", 0.2])
+    whole = ClipCriterion(**ClipCriterion.from_config(cfg, "lbvq"))
+    names = ("loss_lbvq_ce", "loss_lbvq_mask", "loss_lbvq_dice", "loss_lbvq_mask_0", "loss_lbvq_sim")
+    assert [whole.weight_dict[name] for name in names] == [3.0, 20.0, 1.0, 20.0, 0.25]
+    assert (whole.matcher.cost_class, whole.matcher.cost_mask, whole.matcher.cost_dice) == (3.0, 20.0, 1.0)
+    assert whole.empty_weight[-1] == pytest.approx(0.3)
+
+
+def test_clip_losses_and_costs_tell_masks_from_dice():
+    """A query that knows nothing of one object in two frames; half of each frame is the object."""
+    outputs = {"pred_logits": torch.zeros(1, 1, 1, 2), "pred_masks": torch.zeros(1, 1, 1, 2, 4, 4)}
+    masks = torch.zeros(1, 2, 4, 4)
+    masks[..., :2] = 1
+    target = {"labels": torch.tensor([0]), "masks": masks}
+    costs = ClipMatcher(cost_class=3.0, cost_mask=20.0, cost_dice=1.0, num_points=4000)
+    torch.manual_seed(0)
+    got = costs.cost(outputs, target, 0, 0).item()
+    assert got == pytest.approx(20 * math.log(2) - 1.5 + 0.5, abs=0.05)  # of 4,000 points about half lie inside
+
+
+def test_a_clip_query_without_object_counts_a_tenth():
+    """Two queries, one class: the first, matched, pays ln 2; the second says "no object" with probability 1/4."""
+    logits = torch.tensor([[[[0.0, 0.0], [math.log(3), 0.0]]]])
+    matches = [(torch.tensor([0]), torch.tensor([0]))]
+    weights = torch.tensor([1.0, 0.1])
+    loss = clip_class_loss(logits, [{"labels": torch.tensor([0])}], matches, weights)
+    assert loss.item() == pytest.approx((math.log(2) + 0.1 * math.log(4)) / 1.1)

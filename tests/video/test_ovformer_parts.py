@@ -156,14 +156,26 @@ def test_half_precision_files_are_read_as_float32(tmp_path):
 
 
 def test_tracks_remember_past_embeddings_with_their_weight():
-    """Without memory the last frame alone decides; with memory the earlier ones do."""
+    """The memory is 0.7 times the new embedding of the track and 0.3 times what was remembered, in track order."""
     east, north = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-    frames = [torch.stack((east, north)), torch.stack((east, north)), torch.stack((north, east))]
+    north_east, north_west = torch.tensor([0.8, 0.6]), torch.tensor([-0.6, 0.8])
     tracks = LinkedTracks(decay=0.3)
-    for embeddings in frames:
-        tracks.add(embeddings, torch.zeros(2, 3), torch.zeros(2, 2))
-    assert [order.tolist() for order in tracks.orders] == [[0, 1], [0, 1], [1, 0]]
-    torch.testing.assert_close(tracks._memory, torch.stack((east, north)))
+    for embeddings in ((east, north), (north_west, north_east)):
+        tracks.add(torch.stack(embeddings), torch.zeros(2, 3), torch.zeros(2, 2))
+    assert [order.tolist() for order in tracks.orders] == [[0, 1], [1, 0]]
+    torch.testing.assert_close(tracks._memory, torch.tensor([[0.86, 0.42], [-0.42, 0.86]]))
+
+
+@pytest.mark.parametrize("decay, order", [(0.0, [1, 0]), (0.9, [0, 1])])
+def test_what_was_remembered_decides_which_query_a_track_takes(decay, order):
+    """Two tracks change places for one frame; only a memory that holds on brings them back."""
+    east, north = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    between = (torch.tensor([0.6, 0.8]), torch.tensor([0.8, 0.6]))
+    tracks = LinkedTracks(decay=decay)
+    tracks.add(torch.stack((east, north)), torch.zeros(2, 3), torch.zeros(2, 2))
+    tracks._memory = (1 - decay) * torch.stack(between) + decay * tracks._memory  # as if they had been seen so
+    tracks.add(torch.stack((east, north)), torch.zeros(2, 3), torch.zeros(2, 2))
+    assert tracks.orders[1].tolist() == order
 
 
 def test_a_frame_without_finite_numbers_changes_nothing():

@@ -6,6 +6,8 @@ matches, and what was matched. Losses agree to 1e-5 between thread counts.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,8 @@ from helpers import GOLDEN
 from video_models import golden_model, load_cfg
 
 from lbvq.modeling.vmt.boxes import TINY, boxes_of_masks
-from lbvq.modeling.vmt.criterion import ClipTarget
+from lbvq.modeling.vmt.criterion import ClipTarget, VmtCriterion
+from lbvq.modeling.vmt.mask_heads import ObjectMasks
 from mask2former.registry import build_model
 from mask2former.structures import BitMasks, ImageList, Instances
 
@@ -221,3 +224,69 @@ def test_boxes_of_masks_are_tight_and_tiny_where_there_is_nothing():
 def test_clips_of_different_length_are_refused():
     with pytest.raises(ValueError, match=r"INPUT.SAMPLING_FRAME_NUM = 2 frames, got 3 images"):
         tiny_model().train()([sample(), sample(num_frames=3)])
+
+
+LN2 = math.log(2)
+
+
+def half_masked_clip():
+    """One object that fills the left half of 4 x 4 pixels, and masks that know nothing: every probability is 1/2."""
+    masks = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
+    masks[..., :2] = True
+    edges = torch.zeros(1, 2, 2, dtype=torch.bool)
+    edges[0, 0, 0] = True  # of the four pixels at stride 2 one was refined, and it belongs to the object
+    pred = ObjectMasks(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 2, 2), edges)
+    return pred, masks
+
+
+def small_criterion():
+    return VmtCriterion(matcher=None, weight_dict={}, alpha=0.25)
+
+
+def test_the_six_refinement_losses_of_a_mask_that_knows_nothing():
+    """Focal loss of a pixel is 1/4 ln 2, times 1/4 inside the object and 3/4 outside."""
+    pred, masks = half_masked_clip()
+    losses = small_criterion().refinement_losses([pred], [masks], num_objects=1.0)
+    focal = (0.25 * 0.25 + 0.75 * 0.25) / 2 * LN2
+    want = {
+        "loss_mask_refine": focal,
+        "loss_mask_dice_refine": 1 - (2 * 0.5 * 8 + 1) / (16 * 0.5 + 8 + 1),
+        "loss_mask_bound_refine": 1 - (2 * 0.5 * 1 + 1) / (0.5 + 1 + 1),  # the one refined pixel alone
+        "loss_refine": focal + 1 - (2 * 0.5 * 2 + 1) / (4 * 0.5 + 2 + 1),
+        "loss_mask_sem": focal,
+        "loss_mask_sem_dice": 1 - (2 * 0.5 * 2 + 1) / (4 * 0.5 + 2 + 1),
+    }
+    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(want, rel=1e-5)
+
+
+def test_the_foreground_is_divided_by_the_clips_and_all_else_by_the_objects():
+    pred, masks = half_masked_clip()
+    one = small_criterion().refinement_losses([pred], [masks], num_objects=1.0)
+    two = small_criterion().refinement_losses([pred, pred], [masks, masks], num_objects=8.0)
+    for name, loss in one.items():
+        share = 1.0 if name.startswith("loss_mask_sem") else 2 / 8
+        assert two[name].item() == pytest.approx(share * loss.item(), rel=1e-5), name
+
+
+def test_the_foreground_is_the_best_of_all_objects():
+    pred, masks = half_masked_clip()
+    sure = ObjectMasks(
+        pred.coarse.expand(-1, 2, -1, -1),
+        pred.second.expand(-1, 2, -1, -1),
+        torch.cat([pred.refined - 50, torch.where(torch.tensor([[True, False]] * 2), 50.0, -50.0)[None, None]], dim=1),
+        pred.edges,
+    )
+    losses = small_criterion().refinement_losses([sure], [masks.expand(2, -1, -1, -1)], num_objects=2.0)
+    assert losses["loss_mask_sem"].item() == pytest.approx(0, abs=1e-6)
+    assert losses["loss_mask_sem_dice"].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_settings_reach_the_refinement_loss_they_name():
+    names = ("MASK", "DICE", "BOUNDARY", "SECOND")
+    cfg = load_cfg("hq_ytvis/vmt_R50.yaml")
+    for index, name in enumerate(names, start=2):
+        cfg.merge_from_list([f"MODEL.VMT.REFINE_{name}_WEIGHT", float(index)])
+    cfg.merge_from_list(["MODEL.VMT.FOREGROUND_WEIGHT", 6.0, "MODEL.VMT.FOREGROUND_DICE_WEIGHT", 7.0])
+    weights = VmtCriterion(**VmtCriterion.from_config(cfg)).weight_dict
+    losses = ("mask_refine", "mask_dice_refine", "mask_bound_refine", "refine", "mask_sem", "mask_sem_dice")
+    assert [weights[f"loss_{name}"] for name in losses] == [2, 3, 4, 5, 6, 7]
