@@ -384,10 +384,55 @@ def _plain_vits() -> list[ZooModel]:
     return models
 
 
+def _ctvis() -> list[ZooModel]:
+    rows = (
+        ("r50", "R50", "ytvis19", (55.2, 79.5, 60.2, 51.3, 63.7)),
+        ("swin_large", "SwinL", "ytvis19", (65.6, 87.7, 72.2, 56.5, 70.4)),
+        ("r50", "R50", "ytvis21", (50.1, 73.7, 54.7, 41.8, 59.5)),
+        ("swin_large", "SwinL", "ytvis21", (61.2, 84.0, 68.8, 48.0, 65.8)),
+        ("r50", "R50", "ovis", (35.5, 60.8, 34.9, 16.1, 41.9)),
+        ("swin_large", "SwinL", "ovis", (46.9, 71.5, 47.5, 19.1, 52.1)),
+        ("r50", "R50", "ytvis22", (44.9,)),
+        ("swin_large", "SwinL", "ytvis22", (53.8,)),
+    )
+    models = []
+    for short, size, data, scores in rows:
+        trained = data.replace("22", "21")  # the long videos are for testing
+        models.append(_row(f"ctvis_{short}", data, f"CTVIS_{size}", f"ctvis_{short}_{trained}.pth", *scores))
+    return models
+
+
+def _dvis() -> list[ZooModel]:
+    """DVIS and DVIS++: of each size and form AP, AP50 and AP75 on YouTube-VIS 2019, 2021 and OVIS."""
+    rows = (
+        ("dvis_r50_online", "DVIS_Online_R50", (51.0, 72.8, 56.8), (46.3, 68.2, 50.6), (30.4, 54.9, 29.7)),
+        ("dvis_r50_offline", "DVIS_Offline_R50", (52.1, 76.3, 57.5), (47.3, 70.6, 51.7), (33.7, 59.6, 33.7)),
+        ("dvis_swin_online", "swin/DVIS_Online_SwinL", (63.7, 86.5, 70.0), (58.6, 80.8, 64.6), (46.0, 70.7, 48.6)),
+        ("dvis_swin_offline", "swin/DVIS_Offline_SwinL", (64.8, 88.2, 72.6), (60.0, 82.6, 68.4), (48.8, 74.8, 50.7)),
+    )
+    plus = (
+        ("r50_online", "DVIS_Plus_Online_R50", (55.5, 80.2, 60.1), (50.0, 72.2, 54.5), (37.2, 62.8, 37.3)),
+        ("r50_offline", "DVIS_Plus_Offline_R50", (56.7, 81.4, 62.0), (52.0, 75.4, 57.8), (41.2, 68.9, 40.9)),
+        ("vitl_online", "DVIS_Plus_Online_VitAdapterL", (67.7, 88.8, 75.3), (62.3, 82.7, 70.2), (49.6, 72.5, 55.0)),
+        ("vitl_offline", "DVIS_Plus_Offline_VitAdapterL", (68.3, 90.3, 76.1), (63.9, 86.7, 71.5), (53.4, 78.9, 58.5)),
+    )
+    long_training = {"ytvis19": "_8wIter", "ytvis21": "_8wIter", "ovis": "_16wIter"}
+    models = []
+    for name, config, *scores in rows:
+        for data, row in zip(long_training, scores, strict=True):
+            models.append(_row(name, data, config, f"{name}_{data}.pth", *row))
+    for name, config, *scores in plus:
+        for (data, ending), row in zip(long_training.items(), scores, strict=True):
+            file = f"vit_adapter/{config}" if "vitl" in name else f"{config}{ending if 'Online' in config else ''}"
+            full, path = f"dvis_plus_{name}_{data}", f"dvis_Plus/{data}/{file}.yaml"
+            models.append(ZooModel(full, path, f"{full}.pth", _FOLDERS[data][1], _ap(*row)))
+    return models
+
+
 MODELS: dict[str, ZooModel] = {
     model.name: model
     for rows in (
-        *(_coco(), _mask2former_vis(), _plain_vits()),
+        *(_coco(), _mask2former_vis(), _plain_vits(), _ctvis(), _dvis()),
         *(_lbvq(), _vita(), _genvis(), _minvis(), _visage(), _ovformer(), _vmt()),
     )
     for model in rows

