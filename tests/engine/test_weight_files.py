@@ -436,3 +436,10 @@ def test_a_folder_with_several_weight_files_names_them(tmp_path):
 )
 def test_what_follows_the_name_of_a_file_is_split_off(name, parts):
     assert split_query(name) == parts
+
+
+def test_a_file_of_the_hub_is_not_taken_for_another_of_the_same_name(weights_dir, downloads):
+    """Nearly every model of the Hub calls its file model.safetensors."""
+    (weights_dir / "model.safetensors").write_bytes(b"of some other model")
+    path, _ = find_weights("mask2former_swin_tiny_coco.safetensors")
+    assert path != weights_dir / "model.safetensors" and len(downloads) == 1
