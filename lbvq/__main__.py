@@ -73,7 +73,7 @@ def _module(name: str, summary: str) -> Callable[[argparse.ArgumentParser, Seque
     def command(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
         module = importlib.import_module(f"lbvq.cli.{name}")
         module.add_arguments(parser)
-        return module.run(parser.parse_args(arguments))
+        return module.run(parser.parse_intermixed_args(arguments))  # settings may follow options
 
     command.__doc__ = summary
     return command
@@ -82,8 +82,11 @@ def _module(name: str, summary: str) -> Callable[[argparse.ArgumentParser, Seque
 COMMANDS: dict[str, Callable[[argparse.ArgumentParser, Sequence[str]], int]] = {
     "predict": predict,
     "convert": _module("convert", "Turn the labels of a labelling tool into a data folder."),
+    "doctor": _module("doctor", "Say what is wrong with a data set, and what to do about it."),
     "extract-frames": _module("extract_frames", "Write frames of video files as images, with their numbers and times."),
     "split": _module("split", "Set videos of a data folder aside for development."),
+    "train": _module("train", "Train on a data folder, from published weights or from scratch."),
+    "eval": _module("eval", "Score a trained model on a data folder."),
     "export": _module("export", "Turn predictions or a data folder into the format of a labelling tool."),
     "download": _module("download", "Fetch the weights of published models."),
     "list": list_models,

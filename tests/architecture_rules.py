@@ -54,6 +54,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *BOTTOM,
     ),
     "lbvq.data.formats": ("lbvq.data", "lbvq.video", *BOTTOM),
+    "lbvq.data.doctor": ("lbvq.data", "lbvq.video", *BOTTOM),
     "lbvq.evaluation": (
         "lbvq.data.catalog",
         "lbvq.data.categories",

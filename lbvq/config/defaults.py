@@ -91,6 +91,8 @@ SOLVER: dict[str, Any] = {
     "CHECKPOINT_PERIOD": 5000,  # iterations between checkpoints
     "MAX_TO_KEEP": 0,  # (ours) periodic checkpoints kept, older ones are deleted; 0 keeps all
     "BEST_METRIC": "",  # (ours) e.g. "segm/AP": keep model_best.pth by it; "" is off
+    "EARLY_STOP": 0,  # (ours) end after so many evaluations without a new best BEST_METRIC; 0 is off
+    "REST_BACKBONE_ITERS": 0,  # (ours) iterations in which the backbone does not learn yet
     "IMS_PER_BATCH": 16,  # clips or images per iteration, all processes together
     "ACCUMULATE_STEPS": 1,  # (ours) split each batch into so many forward passes to save memory
     "ACTIVATION_CHECKPOINTING": False,  # (ours) recompute layers in the backward pass instead of keeping them

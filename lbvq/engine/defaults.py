@@ -20,6 +20,7 @@ from .checkpoint import Checkpointer, save_checkpoint
 from .evaluate import inference_on_dataset, print_csv_format, verify_results
 from .event_writers import TensorBoardWriter, WandbWriter, has_tensorboard
 from .events import CommonMetricPrinter, EventWriter, JSONWriter
+from .fine_tuning import EarlyStop, RestingBackbone
 from .graceful_stop import GracefulStop
 from .hooks import BestCheckpointer, EvalHook, IterationTimer, LRScheduler, PeriodicCheckpointer, PeriodicWriter
 from .random_state import get_random_state, preserve_random_state, set_random_state
@@ -133,6 +134,10 @@ class DefaultTrainer(TrainLoop):
         ]
         if solver.BEST_METRIC:
             hooks.append(BestCheckpointer(solver.BEST_METRIC, self._save_weights))
+        if solver.EARLY_STOP:
+            hooks.append(EarlyStop(solver.BEST_METRIC, self.cfg.TEST.EVAL_PERIOD, solver.EARLY_STOP))
+        if solver.REST_BACKBONE_ITERS:
+            hooks.append(RestingBackbone(self.model, solver.REST_BACKBONE_ITERS))
         hooks.append(PeriodicWriter(self.build_writers() if comm.is_main_process() else []))
         hooks.append(GracefulStop(self.save, (signal.SIGTERM, signal.SIGUSR2)))
         return hooks

@@ -1,0 +1,156 @@
+"""What a training run is made of: the body of `train_net.py`, of `lbvq train` and of `lbvq eval`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lbvq.config import CfgNode
+from lbvq.data import build_test_loader, build_train_loader
+from lbvq.data.builtin import MetadataCatalog
+from lbvq.engine import comm
+from lbvq.engine.checkpoint import Checkpointer
+from lbvq.engine.defaults import DefaultTrainer
+from lbvq.engine.evaluate import verify_results
+from lbvq.engine.launch import launch
+from lbvq.engine.setup import default_setup
+from lbvq.engine.slurm import submit
+from lbvq.engine.weights import unwrap
+from lbvq.evaluation import build_evaluator
+from lbvq.files.data_entries import data_options
+from lbvq.files.json_files import to_json
+from lbvq.files.writing import write_text
+from lbvq.inference.frames import open_frames
+from lbvq.modeling import as_tested
+from lbvq.refine import build_refiner, refine_output
+from lbvq.zoo import load_config
+from mask2former.abilities import REFUSALS, has_ability, require
+from mask2former.registry import build_model, model_class
+
+METRICS, METRICS_BEFORE = "metrics.json", "metrics_before.json"  # of an evaluation, in OUTPUT_DIR/inference
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """Says where the engine gets its parts; override any of these for your own project."""
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Build MODEL.META_ARCHITECTURE on MODEL.DEVICE."""
+        for name in cfg.DATASETS.TEST:
+            holds_images = MetadataCatalog.get(name).get("kind") == "image"
+            require(model_class(cfg), "images" if holds_images else "video")
+        model = build_model(cfg)
+        logger.info("Model:\n%s", model)
+        return model
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Endless batches of clips from DATASETS.TRAIN."""
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """One whole video at a time."""
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Writes results.json, and computes AP when the annotations of the data set are there."""
+        folder = Path(cfg.OUTPUT_DIR) / "inference"
+        folder = folder if len(cfg.DATASETS.TEST) == 1 else folder / dataset_name
+        is_open = has_ability(model_class(cfg), "open_vocabulary")
+        return build_evaluator(cfg, dataset_name, folder, open_vocabulary=is_open)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[Any] | None = None) -> dict[str, Any]:
+        """Evaluate the model in the form in which it is tested."""
+        return super().test(cfg, as_tested(unwrap(model)), evaluators)
+
+    @classmethod
+    def build_postprocess(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Mask refinement, if the configuration asks for it (`SAM True`, or REFINE.NAME)."""
+        refiner = build_refiner(cfg)
+        if refiner is None:
+            return None
+        threshold = cfg.REFINE.SCORE_THRESHOLD
+
+        def refine(inputs: Any, output: Any) -> Any:
+            if not isinstance(output, dict):
+                raise ValueError(REFUSALS["refine"].format(name="this model"))
+            return refine_output(output, open_frames(inputs[0]["file_names"]), refiner, threshold)
+
+        return refine
+
+
+def build_cfg(args: argparse.Namespace) -> CfgNode:
+    """Defaults, then the YAML file, then the command line."""
+    cfg = load_config(args.config_file, [*data_options(args.data), *args.opts])
+    cfg.freeze()
+    return cfg
+
+
+def evaluate_only(cfg: CfgNode, resume: bool) -> dict[str, Any]:
+    """Evaluate MODEL.WEIGHTS, or with `resume` the last checkpoint of OUTPUT_DIR."""
+    model = Trainer.build_model(cfg)
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg.TEST.EXPECTED_RESULTS, results)
+    return results
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    """Body of every process of the run."""
+    cfg = build_cfg(args)
+    default_setup(cfg, args)
+    try:
+        return train_or_evaluate(cfg, args)
+    except Exception:
+        logger.debug("The run ended with an error:", exc_info=True)  # the console gets one sentence, the log file all
+        raise
+
+
+def train_or_evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
+    """Do what the command line asks for and write the metrics down; {} on all processes but the first."""
+    if args.eval_only:
+        results = evaluate_only(cfg, args.resume)
+    else:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        if getattr(args, "score_before", False) and trainer.start_iter == 0:
+            _write_metrics(cfg, Trainer.test(cfg, trainer.model), METRICS_BEFORE)
+        results = trainer.train()
+    _write_metrics(cfg, results, METRICS)
+    return results
+
+
+def _write_metrics(cfg: CfgNode, results: dict[str, Any], name: str) -> None:
+    """Write the results of an evaluation beside its results file, on process 0."""
+    if comm.is_main_process() and results:
+        path = Path(cfg.OUTPUT_DIR) / "inference" / name
+        write_text(path, to_json(results, indent=2) + "\n")
+        logger.info("Metrics written to %s", path)
+
+
+def start(args: argparse.Namespace) -> None:
+    """Run `main` in as many processes as the command line asks for, or submit it as a SLURM job."""
+    if args.slurm is not None:
+        job = submit(main, args, Path(build_cfg(args).OUTPUT_DIR) / "slurm")
+        print(f"Submitted job {job.job_id}, its output goes to {job.paths.stdout}")
+        return
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
