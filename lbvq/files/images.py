@@ -14,7 +14,7 @@ ORDERS = ("RGB", "BGR")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF", "JPEG2000")  # so that no rarely tested reader is tried
 MAX_IMAGE_PIXELS = 2**27  # a gigabyte while it is decoded
-_FREE_PIXELS, _MAX_PIXELS_PER_BYTE = 2**24, 500  # an image beyond the first has no more than the second in its file
+_FREE_PIXELS, _MAX_PIXELS_PER_BYTE = 2**26, 500  # an image beyond the first has no more than the second in its file
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values for which height and width change places
 
 

@@ -24,6 +24,7 @@ from lbvq.video.structure import is_cut_off, transport_packet
 
 MAX_FRAME_PIXELS = 2**26  # of one frame, 8192 x 8192; the codecs of today allow less
 _NO_FILM = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+_WITH_PROMISES = ("mov", "matroska", "avi")  # formats whose headers tell how many frames or seconds there are
 _MAX_STRETCH = 4.0  # of pixels that are not square; a header that claims more is broken
 
 logger = logging.getLogger(__name__)
@@ -101,8 +102,9 @@ def open_container(
         reason = "it is none of the formats that are read" if is_other_format else error.strerror
         suffixes = sorted({suffix for group in VIDEO_FORMATS.values() for suffix in group.split()})
         raise error_type(
-            f"{name} cannot be opened as a video: {reason} ({' '.join(suffixes)}, and images). "
-            "(In an mp4 whose recording was cut off the index is missing; nothing of it can be read.)"
+            f"{name} cannot be opened as a video: {reason} ({' '.join(suffixes)}, and images); other files become one "
+            "of them by: ffmpeg -i FILE video.mp4. (In an mp4 whose recording was cut off the index is missing; "
+            "nothing of it can be read.)"
         ) from error
 
 
@@ -112,7 +114,8 @@ def choose_stream(
     """The stream that a player shows: no cover picture or preview, and of several the best one, which is said."""
     films = [stream for stream in container.streams.video if not stream.disposition & _NO_FILM]
     if not films:
-        kinds = "only a picture, such as the cover of a record" if container.streams.video else "no video stream"
+        kinds = "only a picture, such as a cover or a photo (save photos as .jpg or .png)"
+        kinds = kinds if container.streams.video else "no video stream"
         raise error_type(f"{name} holds {kinds}")
     best = container.streams.best("video")
     stream = films[0] if best is None else next((film for film in films if film.index == best.index), films[0])
@@ -169,7 +172,7 @@ class _Stretch:
 
 
 def _decode_file(container, stream, path: Path, error_type: type[Exception]):
-    count, end, first, reason = 0, 0.0, None, None
+    count, end, first, reason, begins_corrupt = 0, 0.0, None, None, False
     is_short = is_cut_off(path)
     frames = decode_stream(container, stream, str(path))
     if is_short and transport_packet(path):
@@ -178,14 +181,15 @@ def _decode_file(container, stream, path: Path, error_type: type[Exception]):
         if frame is None or (frame.frame.is_corrupt and count):
             reason = problem or "a damaged frame"
             break
+        begins_corrupt = begins_corrupt or frame.frame.is_corrupt  # recordings of broadcasts begin anywhere
         first = first or frame.size
         check_size(frame.size, first, count, path, error_type)
         yield frame
         count, end = count + 1, frame.time or 0.0
     if reason is None and is_short and not _has_every_frame(container, stream, count, end):
         reason = "the file is shorter than its header says"
-    if reason is None and count == 0:
-        reason = "no frame can be decoded"
+    if count == 0 or (count == 1 and begins_corrupt):
+        return Damage(0, reason or "no whole frame can be decoded")
     return None if reason is None else Damage(count, reason)
 
 
@@ -225,7 +229,7 @@ def _without_last(frames):
 
 def _has_every_frame(container, stream, count: int, end: float) -> bool:
     """Whether the cut only removed what is not needed for decoding, such as an index at the end."""
-    if container.format.name == "mpegts":
+    if container.format.name.split(",")[0] not in _WITH_PROMISES:
         return False
     if stream.frames:
         return count >= stream.frames

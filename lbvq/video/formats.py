@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 # FFmpeg's name of a container format -> suffixes it usually has. FFmpeg knows 370 formats; among them are texts that
-# name other files to open (concat, playlists) and texts that are drawn as pictures. A file that is none of these is
-# refused, whatever its name says.
+# name other files to open (concat, playlists), texts that are drawn as pictures, and some that cannot tell where they
+# end, so that nobody would notice that a part is missing. A file that is none of these is refused, whatever its name.
 VIDEO_FORMATS = {
     "mov": ".mp4 .mov .m4v .3gp",
     "matroska": ".mkv .webm",
@@ -17,15 +17,8 @@ VIDEO_FORMATS = {
     "flv": ".flv",
     "asf": ".wmv",
     "ogg": ".ogv",
-    "mxf": ".mxf",
-    "dv": ".dv",
     "ivf": ".ivf",
-    "yuv4mpegpipe": ".y4m",
     "h264": ".h264",
-    "hevc": ".hevc",
-    "obu": ".obu",
-    "m4v": ".m4v",
-    "mpegvideo": ".m2v",
 }
 # What may come from an address besides; a playlist there may name addresses but no files.
 STREAM_FORMATS = (*VIDEO_FORMATS, "hls", "rtsp", "rtp", "sdp", "mpjpeg")

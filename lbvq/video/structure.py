@@ -7,23 +7,34 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
+_ASF_START = bytes.fromhex("3026b275")  # of .wmv
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # the object that tells the size of the file
+
 
 def is_cut_off(path: Path) -> bool:
-    """Whether an mp4, Matroska, AVI or transport stream file has fewer bytes than its own structure promises.
+    """Whether a file has fewer bytes than its structure promises, or lacks its end.
 
-    A transport stream that ends exactly after a packet cannot be told from a whole one.
+    Known are mp4, Matroska, AVI, FLV, WMV, Ogg and transport streams. A transport stream that ends exactly after a
+    packet cannot be told from a whole one.
     """
     total = os.path.getsize(path)
     if transport_packet(path):
         return total % transport_packet(path) != 0
     with open(path, "rb") as file:
-        head = file.read(64)
+        head = file.read(4096)
         if head[:4] == b"RIFF" and len(head) >= 8:
             return struct.unpack("<I", head[4:8])[0] + 8 > total
         if head[:4] == b"\x1a\x45\xdf\xa3":
             return _matroska_end(head) > total
         if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
             return _boxes_end(file, total) > total
+        if head[:4] == b"FLV\x01" and len(head) > 13:
+            return _tags_end(file, total) > total
+        if head[:4] == b"OggS":
+            return not _has_last_page(file, total)
+        if head[:4] == _ASF_START and _ASF_PROPERTIES in head:
+            start = head.index(_ASF_PROPERTIES) + 40
+            return int.from_bytes(head[start : start + 8], "little") > total
     return False
 
 
@@ -60,6 +71,30 @@ def has_gif_end(path: Path) -> bool:
 def _skip_palette(file: BinaryIO, flags: bytes) -> None:
     if flags and flags[0] & 0x80:
         file.seek(3 << ((flags[0] & 7) + 1), os.SEEK_CUR)
+
+
+def _tags_end(file: BinaryIO, total: int) -> int:
+    """End of the last tag of an FLV file, its size included, which follows it."""
+    position = 13
+    while position + 11 <= total:
+        file.seek(position)
+        position += 11 + int.from_bytes(file.read(4)[1:], "big") + 4
+    return position if position == total else total + 1
+
+
+def _has_last_page(file: BinaryIO, total: int) -> bool:
+    """Whether the pages of an Ogg file lead to its end, and some page ends every stream that has begun."""
+    position, streams = 0, set()
+    while position + 27 <= total:
+        file.seek(position)
+        head = file.read(27)
+        sizes = file.read(head[26])
+        if head[:4] != b"OggS":
+            return False
+        flags, number = head[5], head[14:18]
+        (streams.discard if flags & 4 else streams.add)(number)
+        position += 27 + len(sizes) + sum(sizes)
+    return position <= total and not streams
 
 
 def _boxes_end(file: BinaryIO, total: int) -> int:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import struct
-import threading
-from collections.abc import Iterator
 from fractions import Fraction
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 
@@ -18,40 +13,11 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 from PIL import Image
+from small_videos import LEVELS, film, grey, levels, pictures
 
 from lbvq.video import container
 from lbvq.video import frames as video_frames
 from lbvq.video.reader import VideoError, read_video
-
-LEVELS = [40, 80, 120, 160, 200]
-
-
-def grey(level: int, height: int = 48, width: int = 64) -> np.ndarray:
-    return np.full((height, width, 3), level, dtype=np.uint8)
-
-
-def pictures(levels=LEVELS) -> list[Image.Image]:
-    return [Image.fromarray(grey(level)) for level in levels]
-
-
-def levels(video) -> list[int]:
-    """Brightness of every frame, to the nearest ten."""
-    return [round(float(frame.mean()) / 10) * 10 for frame in video]
-
-
-def film(path: Path, frames=None, *, ratio: Fraction | None = None, **options) -> Path:
-    frames = frames or [grey(level) for level in LEVELS]
-    with av.open(str(path), "w", **options) as target:
-        stream = target.add_stream("libx264", rate=10, options={"bf": "0"})
-        stream.height, stream.width = frames[0].shape[:2]
-        stream.pix_fmt = "yuv420p"
-        if ratio is not None:
-            stream.codec_context.sample_aspect_ratio = ratio
-        for frame in frames:
-            target.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        target.mux(stream.encode(None))
-    return path
-
 
 # ---- which pictures
 
@@ -88,7 +54,7 @@ def test_a_cover_picture_is_not_the_film(tmp_path, first):
 def test_a_cover_picture_alone_is_no_film(tmp_path):
     path = film(tmp_path / "song.m4a", format="mp4")
     path.write_bytes(with_cover(path.read_bytes(), first=True, only=True))
-    with pytest.raises(VideoError, match=r"song\.m4a holds only a picture, such as the cover"):
+    with pytest.raises(VideoError, match=r"song\.m4a holds only a picture, such as a cover"):
         read_video(path)
 
 
@@ -210,6 +176,45 @@ def test_an_animated_image_that_is_cut_off_anywhere_is_noticed(tmp_path, name):
         assert all(np.array_equal(got, want) for got, want in zip(part, whole, strict=False))
 
 
+# ---- what is cut off
+
+
+@pytest.mark.parametrize(
+    "name, codec",
+    [
+        *(("a.mp4", "libx264"), ("a.mov", "mjpeg"), ("a.mkv", "libx264"), ("a.webm", "libvpx"), ("a.avi", "mpeg4")),
+        *(("a.flv", "flv"), ("a.mpg", "mpeg1video"), ("a.wmv", "wmv2"), ("a.ogv", "libvpx"), ("a.ivf", "libvpx")),
+        *(("a.h264", "libx264"), ("a.ts", "libx264")),
+    ],
+)
+def test_a_file_of_any_format_that_is_cut_off_anywhere_is_noticed(tmp_path, name, codec):
+    path = tmp_path / name
+    noise = np.random.default_rng(0).integers(0, 255, (12, 48, 64, 3), dtype=np.uint8)
+    kind = {"a.ogv": "ogg", "a.mpg": "mpeg"}.get(name)
+    with av.open(str(path), "w", format=kind) as target:
+        stream = target.add_stream(codec, rate=25)
+        stream.width, stream.height = 64, 48
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for frame in noise:
+            target.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        target.mux(stream.encode(None))
+    whole, data = list(read_video(path)), path.read_bytes()
+    assert len(whole) == 12
+    for step in range(1, 20):
+        path.write_bytes(data[: len(data) * step // 20 // 188 * 188 + 100])  # a .ts that ends with a packet looks whole
+        try:
+            part = list(read_video(path))
+        except VideoError as error:
+            assert name in str(error)
+        else:  # what was cut off says nothing, such as an index or padding
+            assert len(part) == 12 and all(np.array_equal(got, want) for got, want in zip(part, whole, strict=True))
+        try:
+            part = list(read_video(path, allow_truncated=True))
+        except VideoError:
+            continue
+        assert all(np.array_equal(got, want) for got, want in zip(part[:-1], whole, strict=False))
+
+
 # ---- what is no video
 
 
@@ -327,98 +332,3 @@ def test_a_video_of_one_frame_is_said(tmp_path, caplog):
     video = read_video(film(tmp_path / "a.mp4", [grey(80)]))
     assert len(video) == 1
     assert [record.message for record in caplog.records] == [f"{tmp_path / 'a.mp4'}: this video has one frame"]
-
-
-# ---- addresses
-
-
-@pytest.fixture
-def server(tmp_path) -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(tmp_path))) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_address[1]}"
-        running.shutdown()
-
-
-class QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, *_) -> None:
-        """Requests are not worth a line each."""
-
-
-def test_a_video_at_an_address_is_read_like_a_file(tmp_path, server):
-    film(tmp_path / "a b.mp4")
-    video = read_video(f"{server}/a%20b.mp4?token=1")
-    assert levels(video) == LEVELS and levels([video[4], video[0]]) == [200, 40]
-    assert video.name.startswith("http://") and video.timestamps == pytest.approx(np.arange(5) / 10)
-    folder = Path(video.folder.name)
-    assert folder.is_dir()
-    video.close()
-    del video
-    assert not folder.exists()
-    assert levels(read_video((tmp_path / "a b.mp4").as_uri())) == LEVELS
-
-
-def test_an_image_at_an_address_is_read(tmp_path, server):
-    pictures()[2].save(tmp_path / "a.png")
-    assert levels(read_video(f"{server}/a.png")) == [120]
-
-
-def test_a_playlist_at_an_address_is_recorded(tmp_path, server):
-    film(tmp_path / "part.ts")
-    playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:0.5,\npart.ts\n#EXT-X-ENDLIST\n"
-    (tmp_path / "list.m3u8").write_text(playlist)
-    assert levels(read_video(f"{server}/list.m3u8")) == LEVELS
-
-
-def test_a_playlist_at_an_address_opens_no_file(tmp_path, server):
-    part = film(tmp_path / "part.ts").as_uri()
-    (tmp_path / "list.m3u8").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:0.5,\n{part}\n#EXT-X-ENDLIST\n")
-    with pytest.raises(VideoError, match=r"list\.m3u8"):
-        read_video(f"{server}/list.m3u8")
-
-
-@pytest.mark.parametrize("path", ["missing.mp4", "notes.txt"])
-def test_an_address_without_a_video_is_named(tmp_path, server, path):
-    (tmp_path / "notes.txt").write_text("no video")
-    with pytest.raises(VideoError, match=path):
-        read_video(f"{server}/{path}")
-    with pytest.raises(VideoError, match=r"nowhere\.invalid"):
-        read_video("http://nowhere.invalid/a.mp4")
-
-
-# ---- times
-
-
-def timed(path: Path, ticks: list[int], monkeypatch) -> np.ndarray:
-    """Times that are read of a film whose decoder reports these ticks of a millisecond."""
-    video = read_video(film(path, [grey(40)] * len(ticks)))
-    monkeypatch.setattr(video, "_read_times", [None if tick is None else tick / 1000 for tick in ticks])
-    return video.timestamps
-
-
-@pytest.mark.parametrize(
-    "ticks, want",
-    [
-        ([500, 600, 600, 800, 2000], [0, 100, 200, 300, 1500]),  # two at once: the second goes between its neighbours
-        ([0, 100, None, 300], [0, 100, 200, 300]),
-        ([None, 100, 200, 300], [0, 100, 200, 300]),
-        ([0, 100, 300, 250, 500], [0, 100, 300, 400, 500]),
-        ([0, 100, 200, 0, 100, 200], [0, 100, 200, 300, 400, 500]),  # a clock that starts again
-        ([10**9, 0, 100, 200, 300], [0, 100, 200, 300, 400]),
-    ],
-)
-def test_a_broken_time_is_repaired_and_the_others_are_kept(tmp_path, monkeypatch, caplog, ticks, want):
-    assert timed(tmp_path / "a.mp4", ticks, monkeypatch) == pytest.approx(np.array(want) / 1000)
-    assert "a.mp4" in caplog.text
-
-
-def test_a_file_without_a_clock_runs_at_a_usual_rate(tmp_path, monkeypatch, caplog):
-    assert timed(tmp_path / "a.mp4", [None] * 4, monkeypatch) == pytest.approx(np.arange(4) / 30)
-    assert timed(tmp_path / "b.mp4", [7] * 4, monkeypatch) == pytest.approx(np.arange(4) / 30)
-    assert caplog.text.count("30 frames per second are assumed") == 2
-
-
-def test_good_times_are_not_touched(tmp_path, monkeypatch, caplog):
-    with caplog.at_level(logging.INFO):
-        assert timed(tmp_path / "a.mp4", [5, 6, 6.5, 2000], monkeypatch) == pytest.approx([0, 0.001, 0.0015, 1.995])
-    assert caplog.text == ""

@@ -100,3 +100,15 @@ def test_a_file_of_several_pictures_is_refused(tmp_path):
 
 def test_every_reader_of_images_is_the_one():
     assert read_for_training is read_image and report.read_image is read_image
+
+
+def test_a_large_image_of_few_bytes_is_refused_and_a_smaller_one_is_read(tmp_path, monkeypatch):
+    Image.new("L", (100, 100)).save(tmp_path / "blank.png")
+    assert read_image(tmp_path / "blank.png").shape == (100, 100, 3)
+    monkeypatch.setattr(images, "_FREE_PIXELS", 9_999)
+    monkeypatch.setattr(images, "_MAX_PIXELS_PER_BYTE", 50)
+    with pytest.raises(OSError, match=r"blank\.png: 100 x 100 pixels in \d+ bytes are no picture but a bomb"):
+        read_image(tmp_path / "blank.png")
+    noise = np.random.default_rng(0).integers(0, 255, (100, 100), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    assert read_image(tmp_path / "noise.png").shape == (100, 100, 3)
