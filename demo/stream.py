@@ -13,12 +13,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lbvq.cli.live import add_arguments, run
 from lbvq.engine.user_errors import user_command
 
 
 @user_command
 def main() -> int:
+    from lbvq.cli.live import add_arguments, run  # takes seconds; Ctrl-C ends it without a traceback
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     return run(parser.parse_args())
