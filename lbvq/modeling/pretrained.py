@@ -69,7 +69,7 @@ def save_pretrained(
     with atomic_path(folder / WEIGHTS_FILE) as part:
         save_file(state, part, metadata={"format": "pt"})
     write_text(folder / CONFIG_FILE, cfg.dump())
-    write_text(folder / CARD_FILE, model_card(cfg, card_name or folder.name, score, licence))
+    write_text(folder / CARD_FILE, model_card(cfg, card_name or folder.name, type(model).__name__, score, licence))
     return folder
 
 
@@ -80,7 +80,7 @@ def _configuration_of(model: nn.Module) -> Cfg:
     return cfg.clone()
 
 
-def model_card(cfg: Cfg, name: str, score: str, licence: str) -> str:
+def model_card(cfg: Cfg, name: str, method: str, score: str, licence: str) -> str:
     """Text of the model card: what it is, how good, and the commands to use it."""
     front = ["library_name: lbvq", "pipeline_tag: image-segmentation", "tags: [video-instance-segmentation]"]
     front += [f"license: {licence}"] if licence else []
@@ -93,7 +93,7 @@ def model_card(cfg: Cfg, name: str, score: str, licence: str) -> str:
             "---",
             f"# {name}",
             "",
-            f"Video instance segmentation with {cfg.MODEL.META_ARCHITECTURE}.",
+            f"Video instance segmentation with {method}.",
             "",
             f"Classes: {classes}.",
             "",
