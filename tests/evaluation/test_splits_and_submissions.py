@@ -343,6 +343,15 @@ def test_every_class_gives_its_share_and_one_of_a_single_video_none(seed):
     assert split.tracks == {1: (16, 4), 2: (8, 2), 3: (3, 1), 4: (2, 0), 5: (1, 0)}
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_rare_classes_are_served_before_common_ones(seed):
+    """Two of ten videos of class 1 show class 2 as well; whatever class 1 draws, class 2 is on both sides."""
+    content = videos_of_classes({1: 10})
+    content["categories"].append({"id": 2})
+    content["annotations"] += [{"id": 20 + v, "video_id": v, "category_id": 2} for v in (4, 7)]
+    assert split_videos(content, 0.5, seed).tracks == {1: (5, 5), 2: (1, 1)}
+
+
 def test_a_class_never_loses_its_last_training_video():
     split = split_videos(videos_of_classes({1: 2, 2: 3}), 0.9, seed=0)
     assert split.tracks == {1: (1, 1), 2: (1, 2)}
