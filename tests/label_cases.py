@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -14,6 +15,9 @@ from lbvq.data.formats.source import open_source
 from lbvq.masks.rle import decode, encode
 
 PEERS = Path(__file__).resolve().parent / "peers"  # files that other programs have written
+
+FULL = encode(np.ones((2, 3), bool))
+EMPTY = encode(np.zeros((2, 3), bool))
 
 NAMES = st.text(st.sampled_from("aB ä猫&<\"'-_1"), min_size=1, max_size=6).map(str.strip).filter(bool)
 
@@ -74,3 +78,24 @@ def note(found: Labels | Notes, word: str) -> int:
     """How often something was noted whose text holds the word."""
     notes = found if isinstance(found, Notes) else found.notes
     return sum(entry["count"] for entry in notes.entries() if word in entry["what"])
+
+
+def burst() -> dict:
+    sequence = {
+        "id": 0,
+        "dataset": "YFCC",
+        "seq_name": "abc",
+        "height": 2,
+        "width": 3,
+        "all_image_paths": ["0.jpg", "1.jpg", "2.jpg"],
+        "annotated_image_paths": ["0.jpg", "2.jpg"],
+        "track_category_ids": {"3": 805},
+        "segmentations": [{"3": {"rle": FULL["counts"]}}, {"3": {"bbox": [0, 0, 1, 1]}}],
+    }
+    return {"sequences": [sequence], "categories": [{"id": 805, "name": "person"}]}
+
+
+def ytvis(**more: Any) -> dict:
+    video = {"id": 1, "height": 2, "width": 3, "length": 2, "file_names": ["d/0.jpg", "d/1.jpg"], **more}
+    annotation = {"id": 8, "video_id": 1, "category_id": 1, "segmentations": [FULL, None], "iscrowd": 0}
+    return {"videos": [video], "annotations": [annotation], "categories": [{"id": 1, "name": "dog"}]}

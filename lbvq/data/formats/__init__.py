@@ -24,6 +24,9 @@ from lbvq.data.formats.source import Source
 
 __all__ = ["FORMATS", "ReadOptions", "WriteOptions", "choose_format", "read_labels", "recognised", "writer"]
 
+# What parts of a file do that are of another type than the format has there; readers name the usual cases themselves.
+UNEXPECTED = (TypeError, AttributeError, KeyError, IndexError, OverflowError, RecursionError)
+
 FORMATS: dict[str, Format] = {
     each.name: each
     for each in (
@@ -45,8 +48,16 @@ FORMATS: dict[str, Format] = {
 
 def recognised(source: Source) -> dict[str, str]:
     """Name of every format that the source looks like -> what makes it look so."""
-    found = {name: each.recognise(source) for name, each in FORMATS.items()}
+    found = {name: _reason(each, source) for name, each in FORMATS.items()}
     return {name: reason for name, reason in found.items() if reason}
+
+
+def _reason(form: Format, source: Source) -> str | None:
+    """What makes a source look like a format; a file that is broken in any way does not look like it."""
+    try:
+        return form.recognise(source)
+    except (*UNEXPECTED, ValueError):
+        return None
 
 
 def choose_format(source: Source, name: str | None) -> Format:
@@ -76,8 +87,12 @@ def _looks(found: dict[str, str]) -> str:
 def read_labels(source: Source, name: str | None, options: ReadOptions) -> tuple[Format, Labels]:
     """Read a source in the named format, or in the one it looks like."""
     chosen = choose_format(source, name)
-    labels = chosen.read(source, options)
-    labels.check(source.name)
+    try:
+        labels = chosen.read(source, options)
+        labels.check(source.name)
+    except UNEXPECTED as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{source.name} is not as {chosen.title} has to be ({reason}); export it again.") from error
     return chosen, labels
 
 

@@ -75,7 +75,7 @@ def write_data_folder(
 
 
 def _line(video: Video, source: FrameSource) -> str:
-    total = video.num_source_frames
+    total = video.num_source_frames or source.num_images
     kept = (
         f"{len(video.frames)} frames"
         if not total or total == len(video.frames)

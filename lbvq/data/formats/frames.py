@@ -31,12 +31,14 @@ class FrameSource:
         file: the video file.
         numbers: number in the file of each frame.
         remark: how frames were matched, where that is not obvious.
+        num_images: images in the folder that the first frame was found in, annotated or not.
     """
 
     images: tuple[Path | None, ...] = ()
     file: Path | None = None
     numbers: tuple[int, ...] = ()
     remark: str = ""
+    num_images: int = 0
 
 
 class FrameFinder:
@@ -50,7 +52,7 @@ class FrameFinder:
         """
         masks = labels.mask_files if labels is not None else frozenset()
         self._places = [_Place(root, masks) for root in roots]
-        self._alone = labels is not None and len(labels.videos) == 1
+        self._alone = labels is not None and len({video.source or video.name for video in labels.videos}) == 1
 
     def find(self, video: Video) -> FrameSource:
         """Frames of a video; FileNotFoundError when no root has any."""
@@ -71,7 +73,8 @@ class FrameFinder:
         if named:
             images = [place.image(frame, video, self._alone) for frame in video.frames]
             if any(images):
-                return FrameSource(tuple(images))
+                first = next(image for image in images if image is not None)
+                return FrameSource(tuple(images), num_images=place.num_images(first.parent))
         if all(frame.number is not None for frame in video.frames):
             return place.numbered(video, self._alone)
         return None
@@ -110,7 +113,7 @@ class _Place:
         stem = wanted.stem if suffix in IMAGE_SUFFIXES else wanted.name
         found = self._stems.get(stem) or self._same_number(stem)
         exact = [file for file in found if file.suffix.lower() == suffix]
-        folders = _folder_parts(wanted.parent), _folder_parts(PurePosixPath(video.name))
+        folders = _folder_parts(wanted.parent), _folder_parts(PurePosixPath(video.source or video.name))
         scored = [
             (max(_common_end(parts, self._full(file.parent)) for parts in folders), file) for file in exact or found
         ]
@@ -124,6 +127,10 @@ class _Place:
                 "name with --frames a folder that has it once."
             )
         return self.root / fitting[0]
+
+    def num_images(self, folder: Path) -> int:
+        """Number of images in a folder below the root."""
+        return len(self.folders[PurePosixPath(folder.relative_to(self.root).as_posix())])
 
     def _full(self, folder: PurePosixPath) -> tuple[str, ...]:
         """Parts of a folder, with the root's own name in front: it may be the video's."""
@@ -145,11 +152,13 @@ class _Place:
             return None
         if found in self.folders:
             images, remark = _by_number_or_position(self.folders[found], numbers, str(self.root / found))
-            return FrameSource(tuple(self.root / image for image in images), remark=remark)
+            return FrameSource(
+                tuple(self.root / image for image in images), remark=remark, num_images=len(self.folders[found])
+            )
         return FrameSource(file=self.root / found, numbers=tuple(numbers))
 
     def _named_like(self, video: Video, paths: list[PurePosixPath]) -> PurePosixPath | None:
-        wanted = _folder_parts(PurePosixPath(video.name))
+        wanted = _folder_parts(PurePosixPath(video.source or video.name))
         ends = {path: self._full(path.with_suffix("") if path in self.videos else path) for path in paths}
         scored = [(_common_end(wanted, parts), path) for path, parts in ends.items()]
         best = max((score for score, _ in scored), default=0)

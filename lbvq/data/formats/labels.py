@@ -59,6 +59,7 @@ class Video:
         tracks: objects; those without a mask are dropped by the readers.
         size: (height, width) of every mask; None where a video without a mask does not tell.
         num_source_frames: frames of the whole video where the labels tell, annotated or not.
+        source: name of the file or folder of its frames, where it is not the name of the video.
         id: number in the annotation file that it was read from, to which results files refer.
         scale_numbers: frame numbers follow a clock of the tool; where the file has another number of frames than the
             labels say, they are scaled.
@@ -69,6 +70,7 @@ class Video:
     tracks: list[Track] = field(default_factory=list)
     size: tuple[int, int] | None = None
     num_source_frames: int | None = None
+    source: str = ""
     id: int | None = None
     scale_numbers: bool = False
 

@@ -88,6 +88,8 @@ def read_numbers(source: Path | bytes, where: str) -> np.ndarray:
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=["PNG"]) as image:
             image.load()
+            if "A" in image.mode and len(np.setdiff1d(np.asarray(image.getchannel("A")), (0, 255))):
+                raise ValueError("its transparency holds numbers, as in bitmasks of BDD100K; convert the JSON labels")
             if image.mode in ("RGB", "RGBA", "LA"):
                 return _colours(np.asarray(image.convert("RGBA"), dtype=np.int64))
             if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import lzma
 import re
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
@@ -14,8 +17,13 @@ from typing import Any
 from lbvq.files.json_files import is_litter, read_json
 
 MAX_ARCHIVE_BYTES = 2**37  # unpacked
-MAX_ARCHIVE_RATIO = 1100  # of unpacked to packed bytes, deflate's limit is about 1030
+ALWAYS_UNPACKED_BYTES = 2**26  # whatever the size of the archive
+MAX_ARCHIVE_RATIO = 100  # of unpacked to packed bytes beyond that; labels reach 30
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".m2ts", ".wmv")
+_ARCHIVE_ERRORS = (
+    *(zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, struct.error),
+    *(NotImplementedError, RuntimeError),  # unknown methods, and passwords
+)
 
 
 class Source:
@@ -95,19 +103,24 @@ def _is_hidden(file: PurePosixPath) -> bool:
 
 
 def _unpack(path: Path, folder: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        total, packed = sum(item.file_size for item in members), path.stat().st_size
-        if total > MAX_ARCHIVE_BYTES or total > MAX_ARCHIVE_RATIO * max(packed, 2**16):
-            raise ValueError(f"{path}: {packed} bytes claim to unpack to {total}; unpack it yourself if that is right.")
-        for item in members:
-            parts = PurePosixPath(item.filename.replace("\\", "/")).parts
-            if ".." in parts or (parts and (parts[0].startswith("/") or parts[0].endswith(":"))):
-                raise ValueError(f"{path}: the member {item.filename!r} lies outside the archive's own folder.")
-        try:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _check_members(archive, path)
             archive.extractall(folder)
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-            raise ValueError(f"{path} cannot be unpacked: {error}") from error
+    except _ARCHIVE_ERRORS as error:
+        raise ValueError(f"{path} cannot be unpacked: {error or type(error).__name__}; download it again.") from error
+
+
+def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
+    """Refuse archives that grow as only hostile ones do, and members that would be written elsewhere."""
+    members = archive.infolist()
+    total, packed = sum(item.file_size for item in members), path.stat().st_size
+    if total > max(ALWAYS_UNPACKED_BYTES, min(MAX_ARCHIVE_BYTES, MAX_ARCHIVE_RATIO * packed)):
+        raise ValueError(f"{path}: {packed} bytes claim to unpack to {total}; unpack it yourself if you trust it.")
+    for item in members:
+        parts = PurePosixPath(item.filename.replace("\\", "/")).parts
+        if ".." in parts or (parts and (parts[0].startswith("/") or parts[0].endswith(":"))):
+            raise ValueError(f"{path}: the member {item.filename!r} lies outside the archive's own folder.")
 
 
 def natural_key(path: PurePosixPath | str) -> list[tuple[int, str]]:

@@ -8,13 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from label_cases import classes, dense, note, read
+from label_cases import EMPTY, FULL, burst, classes, dense, note, read, ytvis
 
 from lbvq.data.formats.label_studio.brush import decode_brush
-from lbvq.masks.rle import encode
-
-FULL = encode(np.ones((2, 3), bool))
-EMPTY = encode(np.zeros((2, 3), bool))
 
 
 def write(path: Path, content: Any) -> Path:
@@ -190,21 +186,6 @@ def test_curves_of_scalabel_polygons_bulge(tmp_path):
     assert [each.number for each in labels.videos[0].frames] == [0, 1] and classes(labels) == {7: "car"}
 
 
-def burst() -> dict:
-    sequence = {
-        "id": 0,
-        "dataset": "YFCC",
-        "seq_name": "abc",
-        "height": 2,
-        "width": 3,
-        "all_image_paths": ["0.jpg", "1.jpg", "2.jpg"],
-        "annotated_image_paths": ["0.jpg", "2.jpg"],
-        "track_category_ids": {"3": 805},
-        "segmentations": [{"3": {"rle": FULL["counts"]}}, {"3": {"bbox": [0, 0, 1, 1]}}],
-    }
-    return {"sequences": [sequence], "categories": [{"id": 805, "name": "person"}]}
-
-
 def test_burst_keeps_its_annotated_frames(tmp_path):
     labels = read(write(tmp_path / "all_classes.json", burst()), "burst")
     (video,) = labels.videos
@@ -213,12 +194,6 @@ def test_burst_keeps_its_annotated_frames(tmp_path):
 
 
 # ---- YouTube-VIS and LV-VIS
-
-
-def ytvis(**more: Any) -> dict:
-    video = {"id": 1, "height": 2, "width": 3, "length": 2, "file_names": ["d/0.jpg", "d/1.jpg"], **more}
-    annotation = {"id": 8, "video_id": 1, "category_id": 1, "segmentations": [FULL, None], "iscrowd": 0}
-    return {"videos": [video], "annotations": [annotation], "categories": [{"id": 1, "name": "dog"}]}
 
 
 def test_youtube_vis_without_annotations_and_with_a_byte_order_mark(tmp_path):

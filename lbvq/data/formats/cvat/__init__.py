@@ -46,6 +46,7 @@ def read(source: Source, options: ReadOptions) -> Labels:
     labels = Labels({index: name for name, index in categories.items()}, [])
     for where, root in roots.items():
         for video in _videos(root, categories, labels.notes, options, where):
+            video.source = video.name
             video.name = _free_name(video.name, {each.name for each in labels.videos})
             labels.videos.append(video)
     return labels
