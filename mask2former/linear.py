@@ -15,8 +15,10 @@ from torch import Tensor, nn
 MIN_ROWS = 32  # with fewer rows the ordinary path has less overhead
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    """Compute x W^T + b, then ReLU if wanted.
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False, gelu: bool = False
+) -> Tensor:
+    """Compute x W^T + b, then ReLU or GELU if wanted.
 
     Args:
         x: (..., C_in).
@@ -27,8 +29,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool 
         (..., C_out).
     """
     if _can_use_onednn(x, weight, bias):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
+        activation, form = ("gelu", "none") if gelu else ("relu" if relu else "none", "")
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], form)
     out = F.linear(x, weight, bias)
+    if gelu:
+        return F.gelu(out)
     return F.relu(out) if relu else out
 
 

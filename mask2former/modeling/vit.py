@@ -187,8 +187,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, S, C) -> (B, S, C)."""
-        queries, keys, values = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(attend_heads(queries, keys, values).transpose(1, 2).flatten(2))
+        return self.proj(_attend(*self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)))
 
 
 class LayerScale(nn.Module):
@@ -290,7 +289,7 @@ class RotaryAttention(nn.Module):
         queries, keys, values = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in projected)
         if rotation is not None:
             queries, keys = rotate(queries, rotation), rotate(keys, rotation)
-        return self.o_proj(attend_heads(queries, keys, values).transpose(1, 2).flatten(2))
+        return self.o_proj(_attend(queries, keys, values))
 
 
 class RotaryMlp(nn.Module):
@@ -303,7 +302,7 @@ class RotaryMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        return self.down_proj(F.gelu(self.up_proj(x)))
+        return self.down_proj(linear(x, self.up_proj.weight, self.up_proj.bias, gelu=True))
 
 
 class Rotations(nn.Module):
@@ -339,6 +338,14 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     others, patches = x[..., : -len(cosine), :], x[..., -len(cosine) :, :]
     first, second = patches.chunk(2, dim=-1)
     return torch.cat((others, patches * cosine + torch.cat((-second, first), dim=-1) * sine), dim=-2)
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention of (B, heads, S, c) -> (B, S, C)."""
+    parts = (queries, keys, values)
+    if queries.device.type == "cpu":  # whose kernel gains more from rows that lie together than the copy takes
+        parts = tuple(part.contiguous() for part in parts)
+    return attend_heads(*parts).transpose(1, 2).flatten(2)
 
 
 def _turned(angles: Tensor) -> Rotation:

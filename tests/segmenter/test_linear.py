@@ -35,13 +35,14 @@ def fast_calls(monkeypatch):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("has_bias, relu", [(True, False), (True, True), (False, False)])
-def test_a_linear_map_without_gradients_equals_the_ordinary_one(shape, has_bias, relu):
+@pytest.mark.parametrize("has_bias, activation", [(True, ""), (True, "relu"), (True, "gelu"), (False, "")])
+def test_a_linear_map_without_gradients_equals_the_ordinary_one(shape, has_bias, activation):
     torch.manual_seed(0)
     x, weight, bias = torch.randn(shape), torch.randn(5, 16), torch.randn(5) if has_bias else None
     want = F.linear(x, weight, bias)
     with torch.no_grad():
-        close(linear(x, weight, bias, relu=relu), F.relu(want) if relu else want)
+        got = linear(x, weight, bias, **{activation: True}) if activation else linear(x, weight, bias)
+        close(got, getattr(F, activation)(want) if activation else want)
 
 
 def test_the_fast_library_is_used_for_large_inputs_without_gradients_only(fast_calls):
