@@ -15,9 +15,7 @@ from torch import Tensor, nn
 MIN_ROWS = 32  # with fewer rows the ordinary path has less overhead
 
 
-def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False, gelu: bool = False
-) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False, gelu: bool = False) -> Tensor:
     """Compute x W^T + b, then ReLU or GELU if wanted.
 
     Args:
