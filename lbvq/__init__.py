@@ -6,9 +6,20 @@ Everything named in `__all__` is loaded when it is first used, so `import lbvq` 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lbvq.moved import install_moved_modules
+
+if TYPE_CHECKING:  # what `__getattr__` gives, for editors and type checkers
+    from lbvq.config import CfgNode as CfgNode
+    from lbvq.config import add_lbvq_config as add_lbvq_config
+    from lbvq.config import get_cfg as get_cfg
+    from lbvq.engine.checkpoint import load_weights as load_weights
+    from lbvq.inference.loading import build_model as build_model
+    from lbvq.inference.loading import load_model as load_model
+    from lbvq.inference.predictor import VideoPredictor as VideoPredictor
+    from lbvq.inference.results import VideoPrediction as VideoPrediction
+    from lbvq.inference.stream import StreamPredictor as StreamPredictor
 
 __version__ = "0.1.0"
 

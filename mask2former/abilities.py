@@ -72,7 +72,7 @@ def require(model: Any, ability: str) -> None:
 def check_settings(model: Any, cfg: Cfg) -> None:
     """Refuse settings that a model class would have to ignore."""
     for key, ability in SETTINGS.items():
-        value = cfg
+        value: Any = cfg
         for part in key.split("."):
             value = getattr(value, part, None)
         if value:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .attention import attend
-from .linear import Linear, linear, pointwise_conv
+from .linear import Linear, pointwise_conv
 
 
 class Conv2d(nn.Conv2d):
@@ -47,6 +47,12 @@ class FrozenBatchNorm2d(nn.Module):
     """Batch normalisation with fixed statistics and a fixed affine map: four buffers and no parameter."""
 
     _version = 3
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor | None
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -139,16 +145,23 @@ def get_norm(norm: str | Callable[[int], nn.Module] | None, num_channels: int) -
     return _NORMS[norm](num_channels)
 
 
-def c2_xavier_fill(module: nn.Module) -> None:
+def c2_xavier_fill(module: nn.Conv2d | nn.Linear) -> None:
     """Initialise a convolution or linear layer as Caffe2's XavierFill does: uniform by fan-in, bias 0."""
     nn.init.kaiming_uniform_(module.weight, a=1)
     if module.bias is not None:
         nn.init.zeros_(module.bias)
 
 
-def c2_msra_fill(module: nn.Module) -> None:
+def c2_msra_fill(module: nn.Conv2d | nn.Linear) -> None:
     """Initialise a convolution or linear layer as Caffe2's MSRAFill does: normal by fan-out, bias 0."""
     nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def xavier_fill(module: nn.Conv2d | nn.Linear) -> None:
+    """Initialise a convolution or linear layer: Xavier, uniform by fan-in and fan-out, bias 0."""
+    nn.init.xavier_uniform_(module.weight)
     if module.bias is not None:
         nn.init.zeros_(module.bias)
 
@@ -304,8 +317,12 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., input_dim) -> (..., output_dim)."""
         for layer in self.layers[:-1]:
-            x = linear(x, layer.weight, layer.bias, relu=True)
-        return self.layers[-1](x)
+            x = layer(x, relu=True)
+        return self.last(x)
+
+    @property
+    def last(self) -> Linear:
+        return cast(Linear, self.layers[-1])
 
 
 class _ResidualLayer(nn.Module):
@@ -333,6 +350,8 @@ class _ResidualLayer(nn.Module):
 
 class SelfAttentionLayer(_ResidualLayer):
     """Attention among queries. Sequence first: (Q, B, C)."""
+
+    self_attn: nn.MultiheadAttention
 
     def __init__(self, d_model: int, nhead: int, dropout: float = 0.0, normalize_before: bool = False) -> None:
         attention = nn.MultiheadAttention(d_model, nhead, dropout=dropout)
@@ -363,6 +382,8 @@ class SelfAttentionLayer(_ResidualLayer):
 
 class CrossAttentionLayer(_ResidualLayer):
     """Attention of queries to a memory. Sequence first."""
+
+    multihead_attn: nn.MultiheadAttention
 
     def __init__(self, d_model: int, nhead: int, dropout: float = 0.0, normalize_before: bool = False) -> None:
         attention = nn.MultiheadAttention(d_model, nhead, dropout=dropout)
@@ -403,6 +424,9 @@ class CrossAttentionLayer(_ResidualLayer):
 class FFNLayer(_ResidualLayer):
     """Two linear layers with ReLU between them, on every query."""
 
+    linear1: Linear
+    linear2: Linear
+
     def __init__(
         self,
         d_model: int,
@@ -415,7 +439,7 @@ class FFNLayer(_ResidualLayer):
 
     def forward(self, tgt: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        hidden = self.dropout(linear(self._before(tgt), self.linear1.weight, self.linear1.bias, relu=True))
+        hidden = self.dropout(self.linear1(self._before(tgt), relu=True))
         return self._after(tgt, self.linear2(hidden))
 
 

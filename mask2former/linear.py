@@ -45,10 +45,10 @@ def linear_transposed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """`torch.nn.Linear`, faster on the CPU without gradients."""
+    """`torch.nn.Linear`, faster on the CPU without gradients, with a ReLU if wanted."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, *, relu: bool = False) -> Tensor:
+        return linear(x, self.weight, self.bias, relu=relu)
 
 
 def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: tuple[int, int] = (1, 1)) -> Tensor:
@@ -85,11 +85,11 @@ def mask_logits(embeddings: Tensor, features: Tensor) -> Tensor:
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def _can_use_onednn(*tensors: Tensor | None) -> bool:
+def _can_use_onednn(x: Tensor, *others: Tensor | None) -> bool:
     """Only for plain float32 CPU tensors without gradients, and outside compilers and tracers, which do their own."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or not _HAS_ONEDNN:
         return False
-    x, given = tensors[0], [tensor for tensor in tensors if tensor is not None]
+    given = [x, *(tensor for tensor in others if tensor is not None)]
     if any(tensor.numel() == 0 for tensor in given) or x.numel() < MIN_ROWS * x.shape[-1]:
         return False
     if torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled:

@@ -82,7 +82,7 @@ def build_from_cfg(registry: FvcoreRegistry, name: str, cfg: Cfg, *args: Any) ->
     return factory(**from_config(cfg, *args))
 
 
-def build_backbone(cfg: Cfg, input_shape: ShapeSpec | None = None) -> nn.Module:
+def build_backbone(cfg: Cfg, input_shape: ShapeSpec | None = None) -> Any:
     """Build `cfg.MODEL.BACKBONE.NAME`; the input has as many channels as `MODEL.PIXEL_MEAN` unless told otherwise."""
     if input_shape is None:
         input_shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))

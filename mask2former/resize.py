@@ -24,6 +24,12 @@ def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
     return pixels.permute(0, 3, 1, 2)
 
 
+def size_of(maps: Tensor) -> tuple[int, int]:
+    """(height, width) of maps (..., H, W)."""
+    height, width = maps.shape[-2:]
+    return (height, width)
+
+
 def _resize_axis(x: Tensor, axis: int, length: int) -> Tensor:
     """Resize one axis that is followed by at least one other."""
     old_length = x.shape[axis]

@@ -7,7 +7,7 @@ and y down; an image size is always (height, width).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import Any
@@ -27,6 +27,7 @@ __all__ = [
     "ImageList",
     "Instances",
     "ShapeSpec",
+    "known_shapes",
     "polygons_to_bitmask",
 ]
 
@@ -42,6 +43,16 @@ class ShapeSpec:
     height: int | None = None
     width: int | None = None
     stride: int | None = None
+
+
+def known_shapes(shapes: Mapping[str, ShapeSpec]) -> dict[str, tuple[int, int]]:
+    """Channels and stride of every feature map; ValueError when one is not known."""
+    known = {}
+    for name, shape in shapes.items():
+        if shape.channels is None or shape.stride is None:
+            raise ValueError(f"channels and stride of the feature map {name} must be known, got {shape}.")
+        known[name] = (shape.channels, shape.stride)
+    return known
 
 
 class ImageList:
@@ -93,8 +104,7 @@ class ImageList:
 
     def __getitem__(self, index: int | slice) -> Tensor:
         """Return image `index` without its padding, a view; a slice is cropped to the size of its first image."""
-        size = self.image_sizes[index]
-        height, width = size[0] if isinstance(index, slice) else size
+        height, width = self.image_sizes[index][0] if isinstance(index, slice) else self.image_sizes[index]
         return self.tensor[index, ..., :height, :width]
 
     def to(self, *args: Any, **kwargs: Any) -> ImageList:
@@ -186,7 +196,8 @@ class BitMasks:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        return tuple(self.tensor.shape[1:])
+        height, width = self.tensor.shape[1:]
+        return (height, width)
 
     @property
     def device(self) -> torch.device:
@@ -232,12 +243,12 @@ def polygons_to_bitmask(polygons: Sequence[Sequence[float]], height: int, width:
 
 def _as_polygon(points: Sequence[float]) -> np.ndarray:
     """Check a polygon before compiled code sees it."""
-    points = np.asarray(points.cpu() if isinstance(points, Tensor) else points, dtype=np.float64)
-    if points.ndim != 1 or len(points) % 2 or len(points) < 6:
-        raise ValueError(f"A polygon is a flat list of at least 3 x, y pairs, got an array of shape {points.shape}.")
-    if not np.isfinite(points).all():
+    polygon = np.asarray(points.cpu() if isinstance(points, Tensor) else points, dtype=np.float64)
+    if polygon.ndim != 1 or len(polygon) % 2 or len(polygon) < 6:
+        raise ValueError(f"A polygon is a flat list of at least 3 x, y pairs, got an array of shape {polygon.shape}.")
+    if not np.isfinite(polygon).all():
         raise ValueError("A polygon has infinite or NaN coordinates.")
-    return points
+    return polygon
 
 
 def _first_and_last(used: Tensor) -> tuple[Tensor, Tensor]:

@@ -99,7 +99,7 @@ class Predictor:
         if model is not None and weights is not None:
             raise ValueError("weights can be given only for a model that is to be built; load them with load_weights")
         is_renamed = classes is not None and has_ability(kind, "open_vocabulary")
-        if is_renamed:
+        if classes is not None and is_renamed:
             cfg = with_classes(cfg, classes, known_names=class_names_of(cfg))
         is_trained = model is not None or bool(weights_of(cfg, weights))
         if model is None:

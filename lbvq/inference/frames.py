@@ -48,9 +48,9 @@ def open_frames(video: Any, *, allow_truncated: bool = False) -> Sequence[np.nda
 class ArrayFrames(Sequence):
     """Frames that are in memory already, checked and turned into RGB arrays when they are asked for."""
 
-    def __init__(self, frames: Sequence) -> None:
+    def __init__(self, frames: Sequence | np.ndarray | Tensor) -> None:
         self._frames = frames
-        self._shape = as_rgb(frames[0], 0).shape if len(frames) else None
+        self._shape = as_rgb(frames[0], 0).shape if len(frames) else (0, 0, 3)
 
     def __len__(self) -> int:
         return len(self._frames)

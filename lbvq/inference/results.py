@@ -75,7 +75,7 @@ class VideoPrediction:
         labels: Sequence[int] | np.ndarray | Tensor,
         image_size: Sequence[int],
         names: Sequence[str] | None = None,
-        ids: Sequence[int] | np.ndarray | None = None,
+        ids: Sequence[int] | np.ndarray | Tensor | None = None,
     ) -> None:
         """Check that everything fits together and sort by score; dense masks (N, T, H, W) are turned into tubes."""
         tubes = masks if isinstance(masks, MaskTubes) else MaskTubes.from_dense(masks)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,11 +21,19 @@ from lbvq.inference.base import Predictor, short_form
 from lbvq.inference.frames import ArrayFrames, Resize, ResizedFrames, as_rgb
 from lbvq.inference.results import FramePrediction, VideoPrediction
 from lbvq.modeling.online.frame_matching import online_form
-from lbvq.modeling.online.segmenter import OnlineSegmenter, StepMasks, StreamState, evidence_length, join_evidence
-from lbvq.modeling.postprocess import MaskStream, inside_sums, mask_quality, resize
+from lbvq.modeling.online.segmenter import (
+    Evidence,
+    OnlineSegmenter,
+    StepMasks,
+    StreamState,
+    evidence_length,
+    join_evidence,
+)
+from lbvq.modeling.postprocess import MaskStream, inside_sums, mask_quality, resize, sizes_of
 from lbvq.refine import refiner_name
 from mask2former.abilities import require
 from mask2former.registry import model_class
+from mask2former.structures import ImageList
 
 if TYPE_CHECKING:
     from mask2former.cfg import Cfg
@@ -89,10 +98,7 @@ class StreamPredictor(Predictor):
     def reset(self) -> None:
         """Forget the stream and start a new one."""
         self.num_frames = 0
-        self._state: StreamState | None = None  # after the last complete step
-        self._pending: dict[str, Tensor] = {}  # evidence of the frames of the step that is not complete
-        self._masks: MaskStream | None = None  # of the complete steps
-        self._size: tuple[int, int] | None = None  # (height, width) of the frames
+        self._stream: _Stream | None = None  # once there is a frame
         self._ids: dict[tuple[int, int], int] = {}  # (row, label) -> identity, in order of appearance
 
     def step(self, frame: Any) -> FramePrediction:
@@ -108,22 +114,23 @@ class StreamPredictor(Predictor):
         """
         images = self._resized(frame)
         with self.inference_context():
-            if self._state is None:
-                self._state = self.model.start_stream()
             batch = self.model.batch_images([images[0]])
-            pending = join_evidence(self._pending, self.model.observe(batch, self.num_frames))
-            state, masks = self.model.advance(self._state, pending)
-            if self._masks is None:
-                sizes = {"padded_size": batch.padded_size, "image_size": batch.image_sizes[0]}
-                at_output = self.model.quality_of_output
-                self._masks = MaskStream(0, **sizes, output_size=images.original_size, quality_of_output=at_output)
-            self._masks.reserve(len(masks))
-            self._size, self._pending = images.original_size, pending
+            stream = self._stream or self._start(batch, images.original_size)
+            pending = join_evidence(stream.pending, self.model.observe(batch, self.num_frames))
+            state, masks = self.model.advance(stream.state, pending)
+            stream.masks.reserve(len(masks))
+            self._stream, stream.pending = stream, pending
             self.num_frames += 1
-            objects = self._objects(state, masks)
-            if evidence_length(self._pending) >= self.model.clip_length:
-                self._complete(state, masks)
+            objects = self._objects(stream, state, masks)
+            if evidence_length(pending) >= self.model.clip_length:
+                self._complete(stream, state, masks)
         return objects
+
+    def _start(self, batch: ImageList, size: tuple[int, int]) -> _Stream:
+        """What is known before the first frame, except its sizes."""
+        at_output = self.model.quality_of_output
+        masks = MaskStream(0, **sizes_of(batch), output_size=size, quality_of_output=at_output)
+        return _Stream(size, self.model.start_stream(), masks)
 
     def steps(self, frames: Iterable[Any]) -> list[FramePrediction]:
         """Take several frames; the same as one `step` after the other."""
@@ -133,18 +140,18 @@ class StreamPredictor(Predictor):
         """End the stream: what was found in the whole of it, with the identities of the steps. Starts a new one."""
         if not self.keep_masks:
             raise ValueError("this predictor keeps no masks; build it with keep_masks=True to call finish()")
-        if self._state is None:
+        stream = self._stream
+        if stream is None:
             raise ValueError("the stream has no frames")
         with self.inference_context():
-            if evidence_length(self._pending):
-                self._complete(*self.model.advance(self._state, self._pending))
-            scores, labels, rows = (part.cpu() for part in self.model.decide(self._state))
+            if evidence_length(stream.pending):
+                self._complete(stream, *self.model.advance(stream.state, stream.pending))
+            scores, labels, rows = (part.cpu() for part in self.model.decide(stream.state))
         scores = scores.float()
         if self.model.use_quality:
-            scores = scores * self._masks.quality()[rows]
+            scores = scores * stream.masks.quality()[rows]
         ids = self._identities(rows, labels)
-        masks = self._masks.masks(rows)
-        prediction = VideoPrediction(masks, scores, labels, self._size, self.names, ids)
+        prediction = VideoPrediction(stream.masks.masks(rows), scores, labels, stream.size, self.names, ids)
         self.reset()
         return prediction
 
@@ -152,15 +159,13 @@ class StreamPredictor(Predictor):
         """Everything the stream remembers, as tensors, numbers and strings: `torch.save` keeps it, and
         `torch.load(..., weights_only=True)` reads it.
         """
+        stream = self._stream
         return {
             "version": STATE_VERSION,
             "model": self._model_name(),
             "keep_masks": self.keep_masks,
             "num_frames": self.num_frames,
-            "size": self._size,
-            "state": _copied(self._state),
-            "pending": _copied(self._pending),
-            "masks": None if self._masks is None else self._masks.state_dict(),
+            **({"size": None, "state": None, "pending": {}, "masks": None} if stream is None else stream.state_dict()),
             "ids": [[row, label, identity] for (row, label), identity in self._ids.items()],
         }
 
@@ -172,33 +177,33 @@ class StreamPredictor(Predictor):
                 raise ValueError(f"this stream was saved with {name} {state.get(name)!r}, here it is {value!r}")
         self.reset()
         self.num_frames = state["num_frames"]
-        self._size = None if state["size"] is None else tuple(state["size"])
-        self._state = self.model.place(_copied(state["state"]))
-        self._pending = self.model.place(_copied(state["pending"]))
-        self._masks = None if state["masks"] is None else MaskStream.from_state_dict(state["masks"])
+        if state["size"] is not None:
+            height, width = state["size"]
+            remembered, pending = (self.model.place(_copied(state[name])) for name in ("state", "pending"))
+            self._stream = _Stream((height, width), remembered, MaskStream.from_state_dict(state["masks"]), pending)
         self._ids = {(row, label): identity for row, label, identity in state["ids"]}
 
     def _resized(self, frame: Any) -> ResizedFrames:
         """The frame as a video of one frame of the network's size, checked."""
         images = self.resize(ArrayFrames([as_rgb(frame, self.num_frames)]))
-        if self._size is not None and images.original_size != self._size:
+        if self._stream is not None and images.original_size != self._stream.size:
             raise ValueError(
                 f"all frames of a stream must have one size: frame {self.num_frames} is {images.original_size}, the "
-                f"first was {self._size} (height, width). Call finish() or reset() to start a new stream."
+                f"first was {self._stream.size} (height, width). Call finish() or reset() to start a new stream."
             )
         return images
 
-    def _objects(self, state: StreamState, masks: StepMasks) -> FramePrediction:
+    def _objects(self, stream: _Stream, state: StreamState, masks: StepMasks) -> FramePrediction:
         """The best objects, with their masks in the last frame of `masks`."""
         scores, labels, rows = (part.cpu() for part in self.model.decide(state))
         unique, positions = rows.unique(return_inverse=True)
-        logits = self._masks.as_measured(masks.logits(unique.to(masks.features.device)))
+        logits = stream.masks.as_measured(masks.logits(unique.to(masks.features.device)))
         scores = scores.float()
         if self.model.use_quality:
-            before = (part[unique] for part in self._masks.sums())
+            before = (part[unique] for part in stream.masks.sums())
             total, count = (old + new for old, new in zip(before, inside_sums(logits), strict=True))
             scores = scores * mask_quality(total, count)[positions]
-        visible = (resize(logits[:, -1:], self._size)[:, 0] > 0).cpu()[positions]
+        visible = (resize(logits[:, -1:], stream.size)[:, 0] > 0).cpu()[positions]
         order = scores.argsort(descending=True, stable=True)
         return FramePrediction(
             visible[order].numpy(),
@@ -213,19 +218,31 @@ class StreamPredictor(Predictor):
         pairs = zip(rows.tolist(), labels.tolist(), strict=True)
         return torch.tensor([self._ids.setdefault(pair, len(self._ids) + 1) for pair in pairs], dtype=torch.int64)
 
-    def _complete(self, state: StreamState, masks: StepMasks) -> None:
+    def _complete(self, stream: _Stream, state: StreamState, masks: StepMasks) -> None:
         """Make a step final."""
-        self._state, self._pending = state, {}
-        if self.keep_masks:
-            self._masks.add(*masks.of_frames())
-        else:
-            self._masks.measure(*masks.of_frames())
+        stream.state, stream.pending = state, {}
+        take = stream.masks.add if self.keep_masks else stream.masks.measure
+        take(*masks.of_frames())
 
     def _model_name(self) -> str:
         """What a saved stream must fit: the method and the size of the network."""
         model = getattr(self.model, "segmenter", self.model)
         count = sum(parameter.numel() for parameter in model.parameters())
         return f"{type(self.model).__name__}, {type(model).__name__} with {count} parameters"
+
+
+@dataclass
+class _Stream:
+    """A stream that has a frame."""
+
+    size: tuple[int, int]  # (height, width) of the frames
+    state: StreamState  # after the last complete step
+    masks: MaskStream  # of the complete steps
+    pending: Evidence = field(default_factory=dict)  # of the frames of the step that is not complete
+
+    def state_dict(self) -> dict[str, Any]:
+        state, pending = _copied(self.state), _copied(self.pending)
+        return {"size": self.size, "state": state, "pending": pending, "masks": self.masks.state_dict()}
 
 
 def _copied(tree: Any) -> Any:

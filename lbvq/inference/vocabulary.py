@@ -92,8 +92,9 @@ def embed_names(
     plain = [plain_name(name) for name in check_classes(names)]
     folder = (cache_folder() if folder is None else Path(folder)) / "text_embeddings"
     paths = {name: folder / f"{_digest(model, templates, name)}.npy" for name in plain}
-    found = {name: _read_kept(path) for name, path in paths.items()}
-    missing = [name for name in paths if found[name] is None]
+    kept = {name: _read_kept(path) for name, path in paths.items()}
+    found = {name: embedding for name, embedding in kept.items() if embedding is not None}
+    missing = [name for name in paths if name not in found]
     if missing:
         logger.info("Computing the text embeddings of %d of %d classes.", len(missing), len(plain))
         for name, embedding in zip(missing, _compute(missing, load(), templates), strict=True):
@@ -116,10 +117,11 @@ def embeddings_for(cfg: Cfg, names: Sequence[str], *, known_names: Sequence[str]
     """
     mask_former = cfg.MODEL.MASK_FORMER
     names = check_classes(names)
-    rows = {plain_name(name): index for index, name in reversed(list(enumerate(known_names or ())))}
+    known = list(known_names or ())
+    rows = {plain_name(name): index for index, name in reversed(list(enumerate(known)))}
     if Path(mask_former.CLIP_TEXT_PATH).is_file() and all(plain_name(name) in rows for name in names):
         text = read_text_embeddings(mask_former.CLIP_TEXT_PATH)
-        if len(text) == len(known_names):
+        if len(text) == len(known):
             return F.normalize(text[[rows[plain_name(name)] for name in names]], dim=1)
     return embed_names(
         names,

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from mask2former.abilities import Abilities
+from mask2former.modeling.backbone import Backbone
 from mask2former.modeling.criterion import SetCriterion
+from mask2former.modeling.head import MaskFormerHead
 from mask2former.registry import build_backbone, build_sem_seg_head
 from mask2former.structures import ImageList
 
@@ -213,9 +215,9 @@ class FrameSegmenter(VideoModel):
     def __init__(
         self,
         *,
-        backbone: nn.Module,
-        sem_seg_head: nn.Module,
-        criterion: nn.Module,
+        backbone: Backbone,
+        sem_seg_head: MaskFormerHead,
+        criterion: SetCriterion,
         size_divisibility: int,
         compile_encoder: bool,
         match_frames: bool = False,
@@ -264,7 +266,7 @@ class FrameSegmenter(VideoModel):
         return EncodedFrames(
             start=start,
             image_size=images.image_sizes[0],
-            padded_size=tuple(batch.shape[-2:]),
+            padded_size=images.padded_size,
             backbone_features=features,
             outputs=outputs,
             frame_queries=frame_queries,

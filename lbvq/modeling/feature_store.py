@@ -7,10 +7,12 @@ with plain reads and writes so that resident memory does not grow, and comes bac
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -35,9 +37,9 @@ class FeatureStore:
         self.budget_bytes = budget_mib * MIB
         self.directory = directory
         self._resident: list[Tensor] = []  # frames 0 .. r-1
-        self._file = None
+        self._file: BinaryIO | None = None
         self._num_spilled = 0
-        self._like: Tensor | None = None  # an empty tensor with the dtype and device of the features
+        self._like = torch.empty(0)  # an empty tensor with the dtype and device of the features
         self._frame_shape: tuple[int, ...] = ()  # as stored
         self._is_channels_last = False  # stored as (h, w, C), the order in which the maps lie in memory
 
@@ -51,7 +53,7 @@ class FeatureStore:
 
     def append(self, features: Tensor) -> None:
         """Add the maps (t, C, h, w) of the next t frames."""
-        if self._like is None:
+        if not self._frame_shape:
             self._like = features.new_empty(0)
             self._is_channels_last = _is_channels_last(features)
             self._frame_shape = tuple(self._as_stored(features).shape[1:])
@@ -117,11 +119,10 @@ class FeatureStore:
     def _spill(self, frame: Tensor) -> None:
         """Write one map at the end of the file."""
         try:
-            if self._file is None:
-                self._file = tempfile.TemporaryFile(prefix="lbvq-features-", dir=self.directory)
-            self._file.seek(self._num_spilled * self._frame_bytes())
-            self._file.write(_bytes_of(frame.detach().cpu().contiguous()))
-            self._file.flush()  # a full disk must be noticed here, with the explanation below
+            file = self._opened()
+            file.seek(self._num_spilled * self._frame_bytes())
+            file.write(_bytes_of(frame.detach().cpu().contiguous()))
+            file.flush()  # a full disk must be noticed here, with the explanation below
         except OSError as error:
             raise OSError(
                 f"cannot write mask features of frame {len(self)} to a temporary file in "
@@ -130,11 +131,17 @@ class FeatureStore:
             ) from error
         self._num_spilled += 1
 
+    def _opened(self) -> BinaryIO:
+        if self._file is None:
+            self._file = cast(BinaryIO, tempfile.TemporaryFile(prefix="lbvq-features-", dir=self.directory))
+        return self._file
+
     def _read(self, start: int, stop: int) -> Tensor:
         """Read the maps of the spilled frames start <= t < stop (numbers within the whole video)."""
         features = torch.empty((stop - start, *self._frame_shape), dtype=self._like.dtype)
-        self._file.seek((start - len(self._resident)) * self._frame_bytes())
-        num_read = self._file.readinto(_bytes_of(features))
+        file = self._opened()
+        file.seek((start - len(self._resident)) * self._frame_bytes())
+        num_read = cast(io.BufferedIOBase, file).readinto(_bytes_of(features))
         if num_read != features.numel() * features.element_size():
             raise OSError(f"the temporary file of mask features ended early: frames {start} to {stop} are incomplete")
         return features.to(self._like.device)
@@ -148,4 +155,4 @@ def _is_channels_last(features: Tensor) -> bool:
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     """View the memory of a contiguous CPU tensor of any type as bytes."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

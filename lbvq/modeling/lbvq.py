@@ -7,8 +7,10 @@ frames say. Published AP with ResNet-50: 52.2 on YouTube-VIS 2019, 44.8 on YouTu
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from mask2former.registry import META_ARCH_REGISTRY
@@ -97,8 +99,8 @@ class LBVQ(ClipDecoder):
             (N, LB, C).
         """
         memory_pos = self.fq_pos.weight[:, None]  # (Q, 1, C)
-        total = 0
-        for frames in memory.split(FRAMES_AT_ONCE):
+
+        def attend(frames: Tensor) -> Tensor:
             num_frames = len(frames)
             # frames become part of the batch, (Q, t*LB, C): one call instead of t
             attended = cross_attention(
@@ -107,5 +109,6 @@ class LBVQ(ClipDecoder):
                 pos=memory_pos,
                 query_pos=query_pos,
             )
-            total = total + attended.unflatten(1, (num_frames, -1)).sum(dim=1)
-        return total
+            return attended.unflatten(1, (num_frames, -1)).sum(dim=1)
+
+        return functools.reduce(torch.add, map(attend, memory.split(FRAMES_AT_ONCE)))

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from mask2former.modeling.criterion import weighted
 from mask2former.registry import META_ARCH_REGISTRY
+from mask2former.resize import size_of
 
 from .base import FrameSegmenter
 from .feature_store import FeatureStore
-from .postprocess import second_pass, select_top
+from .postprocess import second_pass, select_top, sizes_of
 from .targets import ABSENT, prepare_targets
 
 if TYPE_CHECKING:
@@ -77,10 +78,10 @@ class VideoMaskFormer(FrameSegmenter):  # published name
                 mask_features, _, _, multi_scale = self.sem_seg_head.pixel_decoder.forward_features(
                     self.backbone(batch)
                 )
-                sizes = [tuple(level.shape[-2:]) for level in multi_scale]
+                sizes = [size_of(level) for level in multi_scale]
                 maps.append([*multi_scale, *predictor.resize_features(mask_features, sizes)])
                 store.append(mask_features)
-                image_size, padded_size = images.image_sizes[0], tuple(batch.shape[-2:])
+                frame_sizes = sizes_of(images)
             whole = [torch.cat(level) for level in zip(*maps, strict=True)]
             maps.clear()
             states, _ = predictor.decode(whole[:3], whole[3:], len(store))
@@ -97,7 +98,6 @@ class VideoMaskFormer(FrameSegmenter):  # published name
                 select_top(probabilities, self.num_predictions),
                 make_masks,
                 num_frames=len(store),
-                image_size=image_size,
-                padded_size=padded_size,
+                **frame_sizes,
                 use_quality=False,
             )

@@ -7,13 +7,27 @@ Nothing here holds mask logits of more than the frames it is given: masks leave 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lbvq.masks.tubes import MaskTubes
+from mask2former.structures import ImageList
+
+
+class FrameSizes(TypedDict):
+    """(height, width) of the network input without padding, and with it."""
+
+    image_size: tuple[int, int]
+    padded_size: tuple[int, int]
+
+
+def sizes_of(images: ImageList) -> FrameSizes:
+    """Sizes of the frames of a video, of which `images` are some."""
+    return {"image_size": images.image_sizes[0], "padded_size": images.padded_size}
+
 
 Chosen = tuple[Tensor, Tensor, Tensor]  # of k (query, class) pairs: scores (k,), labels (k,) and query rows (k,)
 
@@ -67,10 +81,8 @@ class MaskStream:
         self.padded_size, self.image_size, self.output_size = padded_size, image_size, output_size
         self.num_frames = 0  # seen so far
         self._tubes = MaskTubes(output_size) if dense_frames is None else None
-        self._dense = None
-        if dense_frames is not None:
-            with torch.inference_mode(False):  # tensors made in inference mode could not be changed later
-                self._dense = torch.zeros(num_masks, dense_frames, *output_size, dtype=torch.bool)
+        with torch.inference_mode(False):  # tensors made in inference mode could not be changed later
+            self._dense = torch.zeros(num_masks, dense_frames or 0, *output_size, dtype=torch.bool)
         # float64: the sums run over every pixel of the video and must not depend on how it is cut into chunks
         self._inside_sum = torch.zeros(num_masks, dtype=torch.float64)
         self._inside_count = torch.zeros(num_masks, dtype=torch.float64)
@@ -146,9 +158,13 @@ class MaskStream:
     def from_state_dict(cls, state: dict[str, Any]) -> MaskStream:
         """Build a stream that goes on where the saved one was; every mask is checked."""
         padded_size, image_size, output_size = (tuple(size) for size in state["sizes"])
-        sizes = {"padded_size": padded_size, "image_size": image_size, "output_size": output_size}
-        at_output = state.get("quality_of_output", False)  # not in files of version 0.1
-        stream = cls(len(state["inside_sum"]), **sizes, quality_of_output=at_output)
+        stream = cls(
+            len(state["inside_sum"]),
+            padded_size=padded_size,
+            image_size=image_size,
+            output_size=output_size,
+            quality_of_output=state.get("quality_of_output", False),  # not in files of version 0.1
+        )
         stream.num_frames = int(state["num_frames"])
         segmentations = [
             [None if counts is None else {"size": list(output_size), "counts": counts} for counts in row]

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 class SetCriterion(nn.Module):
     """Match queries with objects and compute the losses of every decoder layer, unweighted."""
 
+    empty_weight: Tensor
+
     def __init__(
         self,
         num_classes: int,
@@ -138,12 +140,12 @@ class SetCriterion(nn.Module):
             points = uncertain_points(
                 pred.float(), self.num_points, self.oversample_ratio, self.importance_sample_ratio
             )
-            labels, start = [], 0
+            sampled, start = [], 0
             for target, (_, objects) in zip(targets, matches, strict=True):
                 gt = target["masks"][objects].flatten(0, -3)[:, None].to(pred)
-                labels.append(point_sample(gt, points[start : start + len(gt)])[:, 0])
+                sampled.append(point_sample(gt, points[start : start + len(gt)])[:, 0])
                 start += len(gt)
-            labels = torch.cat(labels)  # (n, P)
+            labels = torch.cat(sampled)  # (n, P)
         logits = point_sample(pred, points)[:, 0]
         return sigmoid_ce_loss(logits, labels, num_masks), dice_loss(logits, labels, num_masks)
 

@@ -37,7 +37,7 @@ BORDER = 2  # cells of zeros around every map, so that no neighbour of a clamped
 def sample_by_grid(value: Tensor, sizes: Sizes, points: Tensor, weights: Tensor) -> Tensor:
     """Sample with `grid_sample`, one call per map."""
     batch, _, num_heads, head_dim = value.shape
-    total = 0
+    total = torch.zeros((), device=value.device, dtype=value.dtype)
     levels = value.split(_areas(sizes), dim=1)
     for level, (level_value, (height, width)) in enumerate(zip(levels, sizes, strict=True)):
         maps = level_value.permute(0, 2, 3, 1).reshape(-1, head_dim, height, width)  # (B*M, D, H, W)

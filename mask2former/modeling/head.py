@@ -23,7 +23,10 @@ class MaskFormerHead(nn.Module):
 
     _version = 2
 
-    def __init__(self, *, pixel_decoder: nn.Module, predictor: nn.Module, num_classes: int) -> None:
+    pixel_decoder: Any  # any module with `forward_features`, see MSDeformAttnPixelDecoder
+    predictor: Any  # any module that takes its maps, see MultiScaleMaskedTransformerDecoder
+
+    def __init__(self, *, pixel_decoder: Any, predictor: Any, num_classes: int) -> None:
         super().__init__()
         self.pixel_decoder = pixel_decoder
         self.predictor = predictor

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ..abilities import Abilities
 from ..registry import META_ARCH_REGISTRY, build_backbone, build_sem_seg_head
 from ..structures import BitMasks, ImageList, Instances
-from .criterion import SetCriterion
+from .backbone import Backbone
+from .criterion import SetCriterion, weighted
 
 if TYPE_CHECKING:
     from ..cfg import Cfg
@@ -33,12 +34,15 @@ class MaskFormer(nn.Module):
     sample: ClassVar[str] = "image"
     can: ClassVar[Abilities] = Abilities(refine=False)
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(
         self,
         *,
-        backbone: nn.Module,
+        backbone: Backbone,
         sem_seg_head: nn.Module,
-        criterion: nn.Module,
+        criterion: SetCriterion,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         size_divisibility: int = 32,
@@ -108,8 +112,7 @@ class MaskFormer(nn.Module):
         padded_size = images.tensor.shape[-2:]
         targets = [image_targets(sample["instances"].to(self.device), padded_size) for sample in samples]
         losses, _ = self.criterion(outputs, targets)
-        weights = self.criterion.weight_dict
-        return {name: loss * weights[name] for name, loss in losses.items() if name in weights}
+        return weighted(losses, self.criterion.weight_dict)
 
     def inference(
         self, outputs: dict[str, Any], samples: Sequence[Mapping[str, Any]], images: ImageList

@@ -7,18 +7,18 @@ encoder of Deformable DETR. Everything runs in float32, also under autocast.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import Conv2d, PositionEmbeddingSine, ShapeCache, c2_xavier_fill, get_norm
-from ..linear import Linear, linear
+from ..layers import Conv2d, PositionEmbeddingSine, ShapeCache, c2_xavier_fill, get_norm, xavier_fill
+from ..linear import Linear
 from ..registry import SEM_SEG_HEADS_REGISTRY
-from ..resize import resize_bilinear
-from ..structures import ShapeSpec
+from ..resize import resize_bilinear, size_of
+from ..structures import ShapeSpec, known_shapes
 from .deform_attn import MSDeformAttn, Sizes
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class DeformableEncoderLayer(nn.Module):
         """tokens (B, S, C), position (1 or B, S, C), reference_points (1, S, L, 2) -> (B, S, C)."""
         update = self.self_attn(tokens + position, reference_points, tokens, sizes)
         tokens = self.norm1(tokens + self.dropout(update))
-        hidden = self.dropout(linear(tokens, self.linear1.weight, self.linear1.bias, relu=True))
+        hidden = self.dropout(self.linear1(tokens, relu=True))
         return self.norm2(tokens + self.dropout(self.linear2(hidden)))
 
 
@@ -71,19 +71,25 @@ class DeformableEncoder(nn.Module):
         num_points: sampling points per head and map.
         """
         super().__init__()
-        layer = {"dim_feedforward": dim_feedforward, "dropout": dropout, "num_levels": num_levels}
-        layer |= {"num_heads": num_heads, "num_points": num_points}
-        layers = [DeformableEncoderLayer(d_model, **layer) for _ in range(num_layers)]
+        counts = {"num_levels": num_levels, "num_heads": num_heads, "num_points": num_points}
+        layers = [
+            DeformableEncoderLayer(d_model, dim_feedforward=dim_feedforward, dropout=dropout, **counts)
+            for _ in range(num_layers)
+        ]
         self.encoder = nn.ModuleDict({"layers": nn.ModuleList(layers)})  # checkpoint name encoder.layers
         self.level_embed = nn.Parameter(torch.empty(num_levels, d_model))
         self._reference_points = ShapeCache()
         self.reset_parameters()
 
+    @property
+    def layers(self) -> list[DeformableEncoderLayer]:
+        return list(cast("Iterable[DeformableEncoderLayer]", self.encoder["layers"]))
+
     def reset_parameters(self) -> None:
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
-        for layer in self.encoder["layers"]:
+        for layer in self.layers:
             layer.self_attn.reset_parameters()
         nn.init.normal_(self.level_embed)
 
@@ -97,12 +103,12 @@ class DeformableEncoder(nn.Module):
         Returns:
             L maps of the same shapes.
         """
-        sizes = [tuple(level.shape[-2:]) for level in maps]
+        sizes = [size_of(level) for level in maps]
         tokens = torch.cat([_to_tokens(level) for level in maps], dim=1)
         codes = [_to_tokens(code) + embed for code, embed in zip(positions, self.level_embed, strict=True)]
         position = torch.cat(codes, dim=1)
         reference_points = self.reference_points(sizes, tokens.device)
-        for layer in self.encoder["layers"]:
+        for layer in self.layers:
             tokens = layer(tokens, position, reference_points, sizes)
         parts = tokens.split([height * width for height, width in sizes], dim=1)
         return [part.transpose(1, 2).unflatten(2, size) for part, size in zip(parts, sizes, strict=True)]
@@ -141,14 +147,15 @@ class MSDeformAttnPixelDecoder(nn.Module):
         common_stride: stride of the mask features, at most the finest of those features.
         """
         super().__init__()
-        by_stride = sorted(input_shape.items(), key=lambda item: item[1].stride)
+        channels, strides = ({name: each[k] for name, each in known_shapes(input_shape).items()} for k in (0, 1))
+        by_stride = sorted(strides.items(), key=lambda item: item[1])
         self.in_features = [name for name, _ in by_stride]
         self.transformer_in_features = [name for name, _ in reversed(by_stride) if name in transformer_in_features]
         _check_features(self.transformer_in_features, transformer_in_features, self.in_features)
         self.conv_dim, self.mask_dim, self.common_stride = conv_dim, mask_dim, common_stride
 
-        encoded = [input_shape[name] for name in self.transformer_in_features]  # coarse to fine
-        self.input_proj = nn.ModuleList(_input_projection(spec.channels, conv_dim) for spec in encoded)
+        encoded = self.transformer_in_features  # coarse to fine
+        self.input_proj = nn.ModuleList(_input_projection(channels[name], conv_dim) for name in encoded)
         self.transformer = DeformableEncoder(
             conv_dim,
             num_heads=transformer_nheads,
@@ -160,10 +167,10 @@ class MSDeformAttnPixelDecoder(nn.Module):
         self.pe_layer = PositionEmbeddingSine(conv_dim // 2, normalize=True)
         self.mask_features = Conv2d(conv_dim, mask_dim, kernel_size=1)
         c2_xavier_fill(self.mask_features)
-        num_finer = int(math.log2(encoded[-1].stride) - math.log2(common_stride))
+        num_finer = int(math.log2(strides[encoded[-1]]) - math.log2(common_stride))
         self.finer_features = self.in_features[:num_finer]
         for number, name in enumerate(self.finer_features, start=1):
-            self.add_module(f"adapter_{number}", _convolution(input_shape[name].channels, conv_dim, 1, norm))
+            self.add_module(f"adapter_{number}", _convolution(channels[name], conv_dim, 1, norm))
             self.add_module(f"layer_{number}", _convolution(conv_dim, conv_dim, 3, norm, activation=F.relu))
 
     @classmethod
@@ -208,15 +215,14 @@ class MSDeformAttnPixelDecoder(nn.Module):
 
     def _refine(self, coarse: Tensor, feature: Tensor, number: int) -> Tensor:
         """Add a finer backbone feature to a map resized to its size, and smooth the sum."""
-        resized = resize_bilinear(coarse, tuple(feature.shape[-2:]))
+        resized = resize_bilinear(coarse, size_of(feature))
         return getattr(self, f"layer_{number}")(getattr(self, f"adapter_{number}")(feature) + resized)
 
 
 def _input_projection(in_channels: int, conv_dim: int) -> nn.Sequential:
-    projection = nn.Sequential(Conv2d(in_channels, conv_dim, kernel_size=1), nn.GroupNorm(32, conv_dim))
-    nn.init.xavier_uniform_(projection[0].weight)
-    nn.init.zeros_(projection[0].bias)
-    return projection
+    conv = Conv2d(in_channels, conv_dim, kernel_size=1)
+    xavier_fill(conv)
+    return nn.Sequential(conv, nn.GroupNorm(32, conv_dim))
 
 
 def _convolution(in_channels: int, out_channels: int, kernel_size: int, norm: str, **options: Any) -> Conv2d:

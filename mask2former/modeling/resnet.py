@@ -6,7 +6,7 @@ position of the stride inside a bottleneck, and a res5 that dilates instead of h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +142,7 @@ class ResNet(Backbone):
             dilation = res5_dilation if name == "res5" else 1
             first_stride = 1 if idx == 0 or dilation == 2 else 2
             out_channels = res2_out_channels * 2**idx
+            block: Callable[..., nn.Module]
             if is_basic:
                 block = partial(BasicBlock, norm=norm)
             else:

@@ -10,8 +10,8 @@ Tokens stay on their grid here: a feature map is (B, h, w, C), B being any batch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,8 @@ class DropPath(nn.Module):
 
 class WindowAttention(nn.Module):
     """Multi-head self-attention inside windows, with a learned bias per relative position of two tokens."""
+
+    relative_position_index: Tensor
 
     def __init__(
         self,
@@ -194,7 +196,8 @@ class SwinStage(nn.Module):
 
     def forward(self, x: Tensor, use_checkpoint: bool) -> Tensor:
         """(B, h, w, C) -> (B, h, w, C), before the merging."""
-        shift_mask = window_shift_mask(*x.shape[1:3], self.window_size, x.device)
+        height, width = x.shape[1:3]
+        shift_mask = window_shift_mask(height, width, self.window_size, x.device)
         for block in self.blocks:
             if use_checkpoint and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, shift_mask, use_reentrant=False)
@@ -326,7 +329,7 @@ class D2SwinTransformer(Backbone):
             x = x + table.permute(0, 2, 3, 1)
         x = self.pos_drop(x)
         outputs = {}
-        for idx, stage in enumerate(self.layers):
+        for idx, stage in enumerate(cast("Iterable[SwinStage]", self.layers)):
             x = stage(x, self.use_checkpoint)
             name = f"res{idx + 2}"
             if name in self._out_features:

@@ -8,7 +8,7 @@ Level k is the feature map `layer{k}` at stride 2^k.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 class FoldingBasicBlock(WithFolds, tv_resnet.BasicBlock):
     """torchvision's block with folded normalisation at inference."""
 
+    conv1: nn.Conv2d
+    conv2: nn.Conv2d
+    bn1: nn.Module
+    bn2: nn.Module
+    downsample: nn.Sequential | None
+
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu_(self.folds.apply(self.conv1, self.bn1, x))
         out = self.folds.apply(self.conv2, self.bn2, out)
@@ -36,6 +42,14 @@ class FoldingBasicBlock(WithFolds, tv_resnet.BasicBlock):
 class FoldingBottleneck(WithFolds, tv_resnet.Bottleneck):
     """torchvision's bottleneck with folded normalisation at inference."""
 
+    conv1: nn.Conv2d
+    conv2: nn.Conv2d
+    conv3: nn.Conv2d
+    bn1: nn.Module
+    bn2: nn.Module
+    bn3: nn.Module
+    downsample: nn.Sequential | None
+
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu_(self.folds.apply(self.conv1, self.bn1, x))
         out = F.relu_(self.folds.apply(self.conv2, self.bn2, out))
@@ -44,7 +58,8 @@ class FoldingBottleneck(WithFolds, tv_resnet.Bottleneck):
 
 
 # timm's name -> block, blocks per stage, further arguments
-RESNETS: dict[str, tuple[type[nn.Module], list[int], dict[str, int]]] = {
+Block = type[FoldingBasicBlock] | type[FoldingBottleneck]
+RESNETS: dict[str, tuple[Block, list[int], dict[str, int]]] = {
     "resnet18": (FoldingBasicBlock, [2, 2, 2, 2], {}),
     "resnet34": (FoldingBasicBlock, [3, 4, 6, 3], {}),
     "resnet50": (FoldingBottleneck, [3, 4, 6, 3], {}),
@@ -58,7 +73,15 @@ RESNETS: dict[str, tuple[type[nn.Module], list[int], dict[str, int]]] = {
 class ResNetBase(WithFolds, tv_resnet.ResNet):
     """torchvision's ResNet without the classifier, returning the output of every stage."""
 
-    def __init__(self, block: type[nn.Module], blocks_per_stage: list[int], **kwargs: int) -> None:
+    conv1: nn.Conv2d
+    bn1: nn.Module
+    maxpool: nn.Module
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+
+    def __init__(self, block: Block, blocks_per_stage: list[int], **kwargs: int) -> None:
         super().__init__(block, blocks_per_stage, **kwargs)
         del self.avgpool, self.fc
 
@@ -166,20 +189,20 @@ def _build_with_timm(options: Any) -> TimmBackbone:
 def _convert_norm(backbone: TimmBackbone, norm: str) -> TimmBackbone:
     """Replace the BatchNorm layers by the kind that `MODEL.TIMM.NORM` names."""
     if norm == "FrozenBN":
-        return FrozenBatchNorm2d.convert_frozen_batchnorm(backbone)
-    if norm == "SyncBN":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
-    if norm != "BN":
+        FrozenBatchNorm2d.convert_frozen_batchnorm(backbone)  # in place, as is the next
+    elif norm == "SyncBN":
+        nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
+    elif norm != "BN":
         raise ValueError(f"MODEL.TIMM.NORM must be FrozenBN, SyncBN or BN, got {norm!r}.")
     return backbone
 
 
-def _shortcut(block: nn.Module, x: Tensor) -> Tensor:
+def _shortcut(block: FoldingBasicBlock | FoldingBottleneck, x: Tensor) -> Tensor:
     """Return the input of a torchvision block, projected where the block changes its shape."""
     if block.downsample is None:
         return x
-    conv, norm = block.downsample
-    return block.folds.apply(conv, norm, x)
+    conv, norm = block.downsample.children()
+    return block.folds.apply(cast(nn.Conv2d, conv), norm, x)
 
 
 def _import_timm() -> Any:

@@ -31,7 +31,7 @@ from ..layers import (
 )
 from ..linear import Linear, mask_logits
 from ..registry import TRANSFORMER_MODULE_REGISTRY
-from ..resize import resize_bilinear
+from ..resize import resize_bilinear, size_of
 
 if TYPE_CHECKING:
     from ..cfg import Cfg
@@ -77,7 +77,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         self.num_heads = nheads
         self.num_layers = dec_layers
         self.last_layer_num = last_layer_num
-        self.pe_layer = PositionEmbeddingSine(hidden_dim // 2, normalize=True)
+        self.pe_layer: nn.Module = PositionEmbeddingSine(hidden_dim // 2, normalize=True)
         self.transformer_self_attention_layers = nn.ModuleList(
             SelfAttentionLayer(hidden_dim, nheads, normalize_before=pre_norm) for _ in range(dec_layers)
         )
@@ -94,11 +94,12 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         self.input_proj = nn.ModuleList()
         for _ in range(NUM_LEVELS):
             if in_channels != hidden_dim or enforce_input_project:
-                self.input_proj.append(Conv2d(in_channels, hidden_dim, kernel_size=1))
-                c2_xavier_fill(self.input_proj[-1])
+                projection = Conv2d(in_channels, hidden_dim, kernel_size=1)
+                c2_xavier_fill(projection)
+                self.input_proj.append(projection)
             else:
                 self.input_proj.append(nn.Sequential())
-        self.class_embed = Linear(hidden_dim, num_classes + 1)
+        self.class_embed: nn.Module = Linear(hidden_dim, num_classes + 1)
         self.mask_embed = MLP(hidden_dim, hidden_dim, mask_dim, 3)
 
     @classmethod
@@ -143,7 +144,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             outputs (see `collect_outputs`), frame queries (L, BT, Q, C), and `clip_mask_features`.
         """
         memories, positions = self.flatten_maps(multi_scale)
-        sizes = [tuple(level.shape[-2:]) for level in multi_scale]
+        sizes = [size_of(level) for level in multi_scale]
         states, queries = self.run_layers(memories, positions, self.resize_features(mask_features.detach(), sizes))
         return (*self.predict(states, queries, mask_features, **context), clip_mask_features)
 
@@ -207,7 +208,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         """(Q, BT, C) -> (BT, Q, C), what predictions and frame queries are made of."""
         return self.decoder_norm(queries).transpose(0, 1)
 
-    def prediction_heads(self, state: Tensor, mask_features: Tensor) -> dict[str, Tensor]:
+    def prediction_heads(self, state: Tensor, mask_features: Tensor, **context: Any) -> dict[str, Tensor]:
         """Normalised queries (BT, Q, C) -> pred_logits (BT, Q, K+1) and pred_masks (BT, Q, h, w)."""
         masks = mask_logits(self.mask_embed(state), mask_features)
         return {"pred_logits": self.class_embed(state), "pred_masks": masks}

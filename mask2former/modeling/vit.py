@@ -12,7 +12,7 @@ patch, row by row. The blocks do not care how many tokens there are, so a caller
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..attention import attend_heads
 from ..layers import ShapeCache
 from ..linear import Linear, linear
+from ..resize import size_of
 from .swin import Mlp
 
 ROPE_BASE = 100.0  # wave lengths of the rotation go from 1 to this, in half widths of the image
@@ -81,7 +82,7 @@ class PlainViT(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, S, C) tokens after all blocks and the last norm."""
         tokens = self.embed(images)
-        rotation = self.rotation(self.grid(images.shape[-2:]), images.device)
+        rotation = self.rotation(self.grid(size_of(images)), images.device)
         for block in self.blocks:
             tokens = block(tokens, rotation)
         return self.norm(tokens)
@@ -126,10 +127,14 @@ class VisionTransformer(PlainViT):
         _initialise(self)
 
     def embed(self, images: Tensor) -> Tensor:
-        grid = self.grid(images.shape[-2:])
-        patches = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)
+        grid = self.grid(size_of(images))
+        patches = self.projection(images).flatten(2).transpose(1, 2)
         patches = patches + self.positions(grid).to(patches.dtype)
         return _with_prefix(patches, self.cls_token, self.reg_token)
+
+    @property
+    def projection(self) -> nn.Conv2d:
+        return cast(nn.Conv2d, self.patch_embed["proj"])
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """The position table resized to (h, w) patches: (1, h w, C)."""
@@ -152,9 +157,9 @@ class VisionTransformer(PlainViT):
         if name == "pos_embed" and weight.dim() == 3 and weight.shape[-1] == self.embed_dim:
             old, new = math.isqrt(weight.shape[1]), math.isqrt(self.pos_embed.shape[1])
             return resize_positions(weight, (old, old), (new, new)) if old * old == weight.shape[1] else None
-        kernel = self.patch_embed["proj"].weight
+        kernel = self.projection.weight
         if name == "patch_embed.proj.weight" and weight.dim() == 4 and weight.shape[:2] == kernel.shape[:2]:
-            return resize_patch_kernel(weight, tuple(kernel.shape[-2:]))
+            return resize_patch_kernel(weight, size_of(kernel))
         return None
 
 
@@ -232,7 +237,7 @@ class RotaryVisionTransformer(PlainViT):
         _initialise(self)
 
     def embed(self, images: Tensor) -> Tensor:
-        self.grid(images.shape[-2:])
+        self.grid(size_of(images))
         return self.patch_embed(images)
 
     def rotation(self, grid: tuple[int, int], device: torch.device) -> Rotation | None:

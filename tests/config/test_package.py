@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -16,6 +17,13 @@ import lbvq
 def test_every_public_name_exists(name):
     assert getattr(lbvq, name) is not None
     assert name in dir(lbvq)
+
+
+def test_type_checkers_see_the_public_names_where_they_are_defined():
+    tree = ast.parse((ROOT / "lbvq" / "__init__.py").read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    assert {alias.asname: node.module for node in block.body for alias in node.names} == lbvq._HOME
+    assert all((ROOT / package / "py.typed").is_file() for package in ("lbvq", "mask2former"))
 
 
 def test_an_unknown_name_lists_the_known_ones():

@@ -29,6 +29,8 @@ class ClipCriterion(nn.Module):
 
     matcher_type: type[ClipMatcher] = ClipMatcher
 
+    empty_weight: Tensor
+
     def __init__(
         self,
         num_classes: int,
@@ -124,7 +126,7 @@ class ClipCriterion(nn.Module):
             num_objects: how many objects of the B clips take part.
         """
         num_masks = self.count_masks(outputs["pred_logits"], num_objects)
-        losses = {}
+        losses: dict[str, Tensor] = {}
         for (suffix, layer), layer_matches in zip(layers_of(outputs), matches, strict=True):
             losses |= self.layer_losses(layer, clip_targets, layer_matches, num_masks, suffix)
             if suffix == "" and layer["pred_fq_embed"] is not None:
@@ -221,12 +223,12 @@ def clip_mask_losses(
     pred = pred.flatten(0, 1)[:, None]  # (n*T, 1, h, w)
     with torch.no_grad():
         points = uncertain_points(pred.float(), num_points, oversample_ratio, importance_sample_ratio)  # (n*T, P, 2)
-        labels, start = [], 0
+        sampled, start = [], 0
         for _, clip, _, objects in entries:
             gt = clip_targets[clip]["masks"][objects].flatten(0, 1)[:, None]  # (m*T, 1, H, W)
-            labels.append(point_sample(gt, points[start : start + len(gt)]))
+            sampled.append(point_sample(gt, points[start : start + len(gt)]))
             start += len(gt)
-        labels = torch.cat(labels).reshape(-1, num_frames * num_points)  # (n, T*P)
+        labels = torch.cat(sampled).reshape(-1, num_frames * num_points)  # (n, T*P)
     logits = point_sample(pred, points).reshape(-1, num_frames * num_points)
     return sigmoid_ce_loss(logits, labels, num_masks), dice_loss(logits, labels, num_masks)
 

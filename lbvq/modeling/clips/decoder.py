@@ -61,7 +61,7 @@ class ClipDecoder(nn.Module):
         super().__init__()
         self.num_heads, self.num_layers, self.num_frames = num_heads, num_layers, num_frames
         self.aux_loss = aux_loss
-        layer = {"dropout": 0.0, "normalize_before": pre_norm}
+        layer = {"normalize_before": pre_norm}
         self.transformer_self_attention_layers = nn.ModuleList(
             SelfAttentionLayer(hidden_dim, num_heads, **layer) for _ in range(num_layers)
         )
@@ -74,7 +74,7 @@ class ClipDecoder(nn.Module):
         self.decoder_norm = nn.LayerNorm(hidden_dim)
         self.query_embed = nn.Embedding(num_queries, hidden_dim)  # position of the clip queries
         self.fq_pos = nn.Embedding(num_frame_queries, hidden_dim)  # position of the frame queries
-        self.input_proj_dec = nn.Identity()
+        self.input_proj_dec: nn.Module = nn.Identity()
         if in_channels != hidden_dim or enforce_input_project:
             self.input_proj_dec = nn.Linear(in_channels, hidden_dim)
         self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
@@ -104,6 +104,10 @@ class ClipDecoder(nn.Module):
             "use_sim": clip.SIM_WEIGHT > 0,
             "sim_use_clip": clip.SIM_USE_CLIP,
         }
+
+    def mask_features(self, finest_map: Tensor) -> Tensor:
+        """(BT, conv_dim, h, w) finest map of the pixel decoder -> (BT, mask_dim, h, w)."""
+        raise NotImplementedError
 
     def arrange(self, frame_queries: Tensor) -> tuple[Tensor, int]:
         """Project frame queries and put time first; at test only the last frame-decoder output is used.

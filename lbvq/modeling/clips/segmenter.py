@@ -11,16 +11,16 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mask2former.modeling.criterion import SetCriterion, weighted
 
 from ..base import FrameSegmenter
 from ..feature_store import FeatureStore
-from ..postprocess import second_pass, select_top
+from ..postprocess import FrameSizes, second_pass, select_top
 from ..targets import prepare_targets
 from .criterion import ClipCriterion
-from .decoder import ClipMasks
+from .decoder import ClipDecoder, ClipMasks
 
 if TYPE_CHECKING:
     from mask2former.cfg import Cfg
@@ -38,8 +38,8 @@ class ClipSegmenter(FrameSegmenter):
     def __init__(
         self,
         *,
-        clip_module: nn.Module,
-        clip_criterion: nn.Module,
+        clip_module: ClipDecoder,
+        clip_criterion: ClipCriterion,
         freeze_detector: bool,
         mask_chunk_size: int,
         **frame_segmenter: Any,
@@ -64,7 +64,7 @@ class ClipSegmenter(FrameSegmenter):
             self.freeze_all_but(f"{self.prefix}_module")
 
     @classmethod
-    def build_clip_module(cls, cfg: Cfg) -> nn.Module:
+    def build_clip_module(cls, cfg: Cfg) -> ClipDecoder:
         """Build the clip module of this method."""
         raise NotImplementedError
 
@@ -82,11 +82,11 @@ class ClipSegmenter(FrameSegmenter):
         }
 
     @property
-    def clip_module(self) -> nn.Module:
+    def clip_module(self) -> Any:
         return getattr(self, f"{self.prefix}_module")
 
     @property
-    def clip_criterion(self) -> nn.Module:
+    def clip_criterion(self) -> ClipCriterion:
         return getattr(self, f"{self.prefix}_criterion")
 
     @property
@@ -119,7 +119,7 @@ class ClipSegmenter(FrameSegmenter):
             for chunk in self.encode_video(video["image"]):
                 frame_queries.append(chunk.frame_queries[-1:])
                 store.append(self.clip_module.mask_features(chunk.mask_features))
-                image_size, padded_size = chunk.image_size, chunk.padded_size
+                sizes: FrameSizes = {"image_size": chunk.image_size, "padded_size": chunk.padded_size}
             all_queries = torch.cat(frame_queries, dim=1)  # (1, T, Q, C)
             frame_queries.clear()
             objects = self.clip_module(all_queries)
@@ -135,6 +135,5 @@ class ClipSegmenter(FrameSegmenter):
                 select_top(probabilities, self.num_predictions),
                 make_masks,
                 num_frames=len(store),
-                image_size=image_size,
-                padded_size=padded_size,
+                **sizes,
             )

@@ -14,6 +14,7 @@ from torch import Tensor
 from mask2former.layers import PositionEmbeddingSine3D
 from mask2former.modeling.transformer_decoder import MultiScaleMaskedTransformerDecoder
 from mask2former.registry import TRANSFORMER_MODULE_REGISTRY
+from mask2former.resize import size_of
 
 
 class ClipVolume(MultiScaleMaskedTransformerDecoder):
@@ -37,7 +38,7 @@ class ClipVolume(MultiScaleMaskedTransformerDecoder):
 
         Without `num_frames` every image is a clip by itself, and masks have no axis of time, as an image model's.
         """
-        sizes = [tuple(level.shape[-2:]) for level in multi_scale]
+        sizes = [size_of(level) for level in multi_scale]
         states, queries = self.decode(multi_scale, self.resize_features(mask_features.detach(), sizes), num_frames or 1)
         stacked = stack_frames(mask_features, num_frames or 1)
         return (*self.predict(states, queries, stacked, num_frames=num_frames, **context), clip_mask_features)
@@ -67,7 +68,7 @@ class ClipVolume(MultiScaleMaskedTransformerDecoder):
         return memories, positions
 
     def prediction_heads(
-        self, state: Tensor, mask_features: Tensor, *, num_frames: int | None, **context: Any
+        self, state: Tensor, mask_features: Tensor, *, num_frames: int | None = None, **context: Any
     ) -> dict[str, Tensor]:
         """As for images, with pred_masks (B, Q, T, h, w)."""
         predictions = super().prediction_heads(state, mask_features, **context)

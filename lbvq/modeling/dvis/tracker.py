@@ -140,7 +140,7 @@ class ReferringTracker(nn.Module):
             The output of every layer, (Q, B, C) each, and the reference of the first.
         """
         references = None if before is None else self.refer(before)
-        outputs, first = [], None
+        outputs, asked = [], []
         objects = starts
         for cross, attend, feed_forward in zip(
             self.transformer_cross_attention_layers,
@@ -149,10 +149,10 @@ class ReferringTracker(nn.Module):
             strict=True,
         ):
             asking = self.refer(objects) if references is None else references
-            first = asking if first is None else first
+            asked.append(asking)
             objects = feed_forward(attend(cross(asking, memory, residual=objects)))
             outputs.append(objects)
-        return outputs, first
+        return outputs, asked[0]
 
     def refer(self, objects: Tensor) -> Tensor:
         """(..., C) what objects were -> (..., C) what they ask with."""

@@ -6,6 +6,7 @@ the network is trained to carry an object in one query through the whole video, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -49,7 +50,9 @@ class GenvisMatcher(ClipMatcher):
     """Match new objects with queries that belong to nobody visible."""
 
     @torch.no_grad()
-    def forward(self, outputs: dict[str, Any], targets: list[dict[str, Any]], owners: Owners | None = None) -> Owners:
+    def forward(  # type: ignore[override]  # `GenvisCriterion` alone calls it
+        self, outputs: dict[str, Any], targets: list[dict[str, Any]], owners: Owners | None = None
+    ) -> Owners:
         """Find the query of every object.
 
         Args:
@@ -97,7 +100,7 @@ class GenvisCriterion(ClipCriterion):
 
     matcher_type = GenvisMatcher
 
-    def forward(
+    def forward(  # type: ignore[override]  # `Genvis` alone calls it
         self,
         outputs: dict[str, Any],
         clip_targets: list[dict[str, Any]],
@@ -117,7 +120,7 @@ class GenvisCriterion(ClipCriterion):
             then for every layer before it.
         """
         layers = [layer for _, layer in layers_of(outputs)]
-        before = owners or [None] * len(layers)
+        before: Sequence[Owners | None] = owners or [None] * len(layers)
         owners = [self.matcher(layer, clip_targets, queries) for layer, queries in zip(layers, before, strict=True)]
         matches = [visible_pairs(queries, clip_targets) for queries in owners]
         num_objects = sum(int(target["valid"].sum()) for target in clip_targets)

@@ -8,6 +8,8 @@ is changed once it is in the memory, so a copy of the list is a snapshot.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -33,7 +35,7 @@ def recall(memory: Memory, queries: Tensor, offsets: Tensor) -> Tensor:
     Args:
         memory: of at least one clip.
         queries: (N, L*B, C).
-        offsets: (N, L*B), added to the products.
+        offsets: (N, L*B), added to the products with all clips alike, so that the softmax takes them away again.
 
     Returns:
         (N, L*B, C).
@@ -41,4 +43,5 @@ def recall(memory: Memory, queries: Tensor, offsets: Tensor) -> Tensor:
     blocks = [block.flatten(1, 2) for block in memory]  # (m, LB, N, C)
     products = torch.cat([torch.einsum("nbc,mbnc->mbn", queries, block) for block in blocks]) + offsets.T
     weights = products.softmax(dim=0).split([len(block) for block in blocks])  # (m, LB, N)
-    return sum(torch.einsum("mbn,mbnc->nbc", *pair) for pair in zip(weights, blocks, strict=True))
+    parts = (torch.einsum("mbn,mbnc->nbc", *pair) for pair in zip(weights, blocks, strict=True))
+    return functools.reduce(torch.add, parts)

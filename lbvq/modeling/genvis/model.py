@@ -41,7 +41,7 @@ class Genvis(OnlineSegmenter, Vita):
 
     can = replace(Vita.can, online=True)
 
-    def __init__(self, *, genvis_criterion: nn.Module, clip_length: int, **vita: Any) -> None:
+    def __init__(self, *, genvis_criterion: GenvisCriterion, clip_length: int, **vita: Any) -> None:
         """Args:
         genvis_criterion: losses of one clip after another.
         clip_length: W, frames of a clip; 1 is online.
@@ -92,7 +92,8 @@ class Genvis(OnlineSegmenter, Vita):
         features = self.clip_module.mask_features(encoded.mask_features).unflatten(0, (num_videos, -1))
         clip_targets = zip(*(split_target(target, length) for target in targets), strict=True)
 
-        memory, owners = [], None
+        memory: Memory = []
+        owners = None
         state = self.clip_module.first_state(queries.shape[0] * num_videos)
         for clip, targets_of_clip in enumerate(clip_targets):
             frames = slice(clip * length, (clip + 1) * length)
@@ -167,7 +168,9 @@ class GenVIS(VITA):
     def from_config(cls, cfg: Cfg, group: str) -> dict[str, Any]:
         return {**super().from_config(cfg, group), "num_frames": cfg.MODEL.GENVIS.LEN_CLIP_WINDOW}
 
-    def forward(self, frame_queries: Tensor, memory: Memory, state: Tensor) -> tuple[dict[str, Any], Tensor]:
+    def forward(  # type: ignore[override]  # `Genvis` alone calls it
+        self, frame_queries: Tensor, memory: Memory, state: Tensor
+    ) -> tuple[dict[str, Any], Tensor]:
         """Find the objects of the next clip of B videos.
 
         Args:
@@ -191,6 +194,7 @@ class GenVIS(VITA):
         if not memory:
             return torch.zeros_like(state)
         queries, key = self.pre_query_embed_k(state), self.pre_memory_embed_k
+        # As published there is a bias of the keys, which has no effect; used, it has a gradient, of zero.
         objects = recall(memory, queries @ key.weight, queries @ key.bias)
         return self.pre_memory_embed_v(objects)
 

@@ -9,7 +9,7 @@ and 63.8 on the first two.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mask2former.linear import Linear
 from mask2former.modeling.vit import PlainViT, RotaryBlock, Rotation, Rotations
 from mask2former.registry import META_ARCH_REGISTRY
+from mask2former.resize import size_of
 
 from .propagation import PropagatedQueries, vit_from_config
 from .query_network import FrameTokens, QueryNetwork
@@ -49,7 +50,7 @@ class pmt_online(PropagatedQueries):  # published name
 
     @staticmethod
     def network_of(backbone: nn.Module) -> QueryNetwork:
-        return backbone.decoder
+        return cast(QueryNetwork, backbone.decoder)
 
 
 def check_form(settings: Cfg) -> None:
@@ -103,7 +104,7 @@ class PMT(nn.Module):
 
     @property
     def vit(self) -> PlainViT:
-        return self.encoder["backbone"]
+        return cast(PlainViT, self.encoder["backbone"])
 
     @property
     def compiled_parts(self) -> Sequence[nn.Module]:
@@ -117,7 +118,7 @@ class PMT(nn.Module):
 
     def encode(self, images: Tensor) -> FrameTokens:
         """(t, 3, H, W) normalised images -> their tokens, each frame by itself."""
-        grid = self.vit.grid(images.shape[-2:])
+        grid = self.vit.grid(size_of(images))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             levels = self.encoder_levels(images, grid)
         normed = [norm(level.flatten(0, 1)).view_as(level) for norm, level in zip(self.bn, levels, strict=True)]
@@ -169,7 +170,7 @@ class PmtDecoder(QueryNetwork):
 
     @property
     def query_blocks(self) -> Sequence[nn.Module]:
-        return self.blocks
+        return list(self.blocks)
 
     @property
     def last_norm(self) -> nn.Module:

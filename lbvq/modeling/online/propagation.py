@@ -55,12 +55,13 @@ class PropagatedQueries(OnlineSegmenter):
     """
 
     can: ClassVar[Abilities] = Abilities(online=True, compile=True)
+    backbone: Any
     use_quality = False
 
     def __init__(
         self,
         *,
-        backbone: nn.Module,
+        backbone: Any,
         criterion: SetCriterion,
         num_auxiliary: int,
         faults: PublishedFaults,
@@ -137,7 +138,7 @@ class PropagatedQueries(OnlineSegmenter):
 
     def advance(self, state: StreamState, evidence: Evidence) -> tuple[StreamState, StepMasks]:
         network, patches = self.network, evidence["patches"]
-        frame = FrameTokens(evidence["prefix"], patches, network.rotation(tuple(patches.shape[1:3])))
+        frame = FrameTokens(evidence["prefix"], patches, network.rotation((patches.shape[1], patches.shape[2])))
         queries = network.queries_after(state.get("carried"))
         stages = network.run_blocks(queries, frame)
         readings = network.read(network.last_norm(stages[-1]), frame.grid)
@@ -163,8 +164,7 @@ class PropagatedQueries(OnlineSegmenter):
     def losses(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Frame losses of B training clips under one query per object and clip, weighted."""
         images = self.batch_clips(samples)
-        padded_size = tuple(images.tensor.shape[-2:])
-        targets = [target for sample in samples for target in self.frame_targets(sample, padded_size)]
+        targets = [target for sample in samples for target in self.frame_targets(sample, images.padded_size)]
         losses, _ = self.criterion(self.clip_outputs(images.tensor, len(samples)), targets)
         return weighted(losses, self.criterion.weight_dict)
 

@@ -22,7 +22,7 @@ from mask2former.structures import ImageList
 
 from ..base import VideoModel
 from ..feature_store import FeatureStore
-from ..postprocess import Chosen, second_pass
+from ..postprocess import Chosen, second_pass, sizes_of
 
 # What a stream remembers: a dict of tensors, numbers, and lists or dicts of them, so that `torch.save` can keep it.
 StreamState = dict[str, Any]
@@ -180,10 +180,9 @@ class OnlineSegmenter(VideoModel):
         """Segment one video of any length; maps beyond the memory budget wait in a temporary file."""
         state = self.start_stream()
         with StepStore(self.feature_budget_mib) as store:
-            sizes: dict[str, Any] = {}
             for step, images in self.steps(video["image"]):
                 state, masks = self.advance(state, step)
-                sizes = {"image_size": images.image_sizes[0], "padded_size": images.padded_size}
+                sizes = sizes_of(images)
                 store.append(masks)
             return second_pass(
                 video,

@@ -9,13 +9,14 @@ of one frame it is the image model EoMT (CVPR 2025).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from mask2former.modeling.vit import PlainViT, Rotation
 from mask2former.registry import META_ARCH_REGISTRY
+from mask2former.resize import size_of
 
 from .propagation import PropagatedQueries, vit_from_config
 from .query_network import FrameTokens, QueryNetwork
@@ -41,7 +42,7 @@ class videomt_online(PropagatedQueries):  # published name
 
     @staticmethod
     def network_of(backbone: nn.Module) -> QueryNetwork:
-        return backbone
+        return cast(QueryNetwork, backbone)
 
 
 class VidEoMT(QueryNetwork):
@@ -66,11 +67,11 @@ class VidEoMT(QueryNetwork):
 
     @property
     def vit(self) -> PlainViT:
-        return self.encoder["backbone"]
+        return cast(PlainViT, self.encoder["backbone"])
 
     @property
     def query_blocks(self) -> Sequence[nn.Module]:
-        return self.vit.blocks[self.num_frame_blocks :]
+        return list(self.vit.blocks[self.num_frame_blocks :])
 
     @property
     def last_norm(self) -> nn.Module:
@@ -85,7 +86,7 @@ class VidEoMT(QueryNetwork):
 
     def encode(self, images: Tensor) -> FrameTokens:
         """(t, 3, H, W) normalised images -> their tokens, each frame by itself."""
-        grid = self.vit.grid(images.shape[-2:])
+        grid = self.vit.grid(size_of(images))
         tokens, rotation = self.vit.embed(images), self.rotation(grid)
         for block in self.vit.blocks[: self.num_frame_blocks]:
             tokens = block(tokens, rotation)

@@ -121,11 +121,10 @@ class VISAGE(FrameSegmenter, FrameMatching):
         return {"reid": reid.float().cpu(), "appearance": appearance.float().cpu(), **evidence}
 
     def match(self, state: StreamState, frame: dict[str, Tensor]) -> Tensor:
-        similarity = 0.0
-        for kind, weight in (("reid", 1 - self.appearance_weight), ("appearance", self.appearance_weight)):
-            remembered = self.memory.recall(state["memory"], kind)
-            similarity = similarity + weight * cosine_similarity(remembered, frame[kind])
-        return assign_queries(similarity)
+        reid, appearance = (
+            cosine_similarity(self.memory.recall(state["memory"], kind), frame[kind]) for kind in ("reid", "appearance")
+        )
+        return assign_queries((1 - self.appearance_weight) * reid + self.appearance_weight * appearance)
 
     def remember(self, state: StreamState, aligned: dict[str, Tensor]) -> StreamState:
         """Put every track into the memory, be it an object or background, with its best class probability."""

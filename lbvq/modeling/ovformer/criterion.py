@@ -59,6 +59,8 @@ class OpenVocabularyMatcher(HungarianMatcher):
 class OpenVocabularyCriterion(SetCriterion):
     """Losses of every decoder layer, unweighted: loss_ce, loss_object_ce, loss_mask, loss_dice."""
 
+    empty_object_weight: Tensor
+    freq_weight: Tensor
     configured_buffers = ("empty_weight", "empty_object_weight", "freq_weight")  # never taken from a weight file
 
     def __init__(self, num_classes: int, *, class_frequency: Tensor, **criterion: Any) -> None:
@@ -73,7 +75,7 @@ class OpenVocabularyCriterion(SetCriterion):
         self.register_buffer("freq_weight", class_frequency)  # checkpoint name
 
     @classmethod
-    def from_config(cls, cfg: Cfg) -> dict[str, Any]:
+    def from_config(cls, cfg: Cfg, last_layer_num: int = 1) -> dict[str, Any]:
         mask_former = cfg.MODEL.MASK_FORMER
         weights = {
             "loss_ce": mask_former.CLASS_WEIGHT,
@@ -89,7 +91,7 @@ class OpenVocabularyCriterion(SetCriterion):
         )
         num_auxiliary = mask_former.DEC_LAYERS - 1 if mask_former.DEEP_SUPERVISION else 0
         return {
-            **super().from_config(cfg),
+            **super().from_config(cfg, last_layer_num),
             "matcher": matcher,
             "weight_dict": layer_weights(weights, num_auxiliary),
             "class_frequency": class_frequencies(mask_former.CLASS_COUNTS_PATH, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES),
@@ -189,7 +191,7 @@ def class_frequencies(path: str | Path, num_classes: int) -> Tensor:
     if not Path(path).is_file():
         return torch.zeros(num_classes)
     content = json.loads(Path(path).read_text(encoding="utf-8"))
-    categories = content.get("categories") if isinstance(content, Mapping) else content
+    categories: Any = content.get("categories") if isinstance(content, Mapping) else content
     try:
         categories = sorted(categories, key=lambda category: category["id"])
         counts = [0 if each.get("frequency") in UNUSED_FREQUENCIES else int(each["image_count"]) for each in categories]

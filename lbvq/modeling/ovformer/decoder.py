@@ -58,11 +58,11 @@ class OpenVocabularyTransformerDecoder(MultiScaleMaskedTransformerDecoder):
         text = read_text_embeddings(path, arguments["num_classes"])
         return {**arguments, "text": text, "is_learned": path == RANDOM_TEXT}
 
-    def prediction_heads(self, state: Tensor, mask_features: Tensor, *, image_features: Tensor) -> dict[str, Tensor]:
+    def prediction_heads(self, state: Tensor, mask_features: Tensor, **context: Any) -> dict[str, Tensor]:
         """Normalised queries (B, Q, C) -> pred_object_logits (B, Q, 2), pred_logits, pred_masks, pred_embds."""
         return {
             "pred_object_logits": self.object_embed(state),
-            "pred_logits": self.class_embed(state, image_features),
+            "pred_logits": self.class_embed(state, context["image_features"]),
             "pred_masks": mask_logits(self.mask_embed(state), mask_features),
             "pred_embds": state,
         }
@@ -83,10 +83,10 @@ class VideoMultiScaleMaskedTransformerDecoder(ClipVolume, OpenVocabularyTransfor
         multi_scale: Sequence[Tensor],
         mask_features: Tensor,
         clip_mask_features: Tensor | None = None,
-        *,
-        image_features: Tensor,
+        **context: Any,
     ) -> tuple[dict[str, Any], Tensor, Tensor | None]:
         """Decode B clips of T frames given as B*T images, clip by clip; frame queries are (L, B, Q, C)."""
+        image_features = context["image_features"]
         num_frames = len(image_features)
         if num_frames * image_features.shape[1] != len(mask_features):
             raise ValueError(

@@ -104,7 +104,7 @@ def candidate_keys(key: Hashable) -> list[Hashable]:
     """Keys under which an image may be found, best first: for a path, its endings of at least two parts."""
     if not isinstance(key, str):
         return [key]
-    parts = PurePosixPath(plain_key(key)).parts
+    parts = PurePosixPath(str(plain_key(key))).parts
     endings = ["/".join(parts[start:]) for start in range(len(parts) - 1)]
     return [plain_key(key), *(ending for ending in endings if ending != plain_key(key))]
 

@@ -27,7 +27,7 @@ from mask2former.structures import ImageList
 from ..base import FrameSegmenter
 from ..feature_store import FeatureStore
 from ..online.frame_matching import finite_masks
-from ..postprocess import second_pass, select_top
+from ..postprocess import second_pass, select_top, sizes_of
 from ..targets import prepare_targets
 from .criterion import OpenVocabularyCriterion
 from .decoder import with_open_vocabulary_decoder
@@ -54,6 +54,9 @@ class OpenVocabularyModel:
 
     image_features: ImageFeatures  # at test
     training_image_features: ImageFeatures
+    sem_seg_head: Any  # MaskFormerHead with a decoder of OVFormer's
+    training: bool
+    pixel_mean: Tensor
 
     @staticmethod
     def feature_sources(cfg: Cfg, test_path: str | None = None) -> dict[str, ImageFeatures]:
@@ -82,11 +85,11 @@ class OpenVocabularyModel:
         """CLIP embeddings (t, E) of the frames from number `start` on of a video sample."""
         if sample.get("clip_features") is not None:
             given = given_features(sample["clip_features"], len(sample["image"]))
-            return given[start : start + len(images)].to(self.device)
+            return given[start : start + len(images)].to(self.pixel_mean.device)
         names = sample.get("file_names")
         keys = None if not names else names[start : start + len(images)]
         source = self.training_image_features if self.training else self.image_features
-        return source.find(keys, images, self.device)
+        return source.find(keys, images, self.pixel_mean.device)
 
 
 @META_ARCH_REGISTRY.register()
@@ -197,7 +200,7 @@ class OVFormerVideo(OpenVocabularyVideoModel):  # published name
                     tracks.add(embeddings, classes, objects)
                 masks.append(finite_masks(outputs["pred_masks"]))
                 logits.append(outputs["pred_logits"].cpu())
-                sizes = {"image_size": images.image_sizes[0], "padded_size": images.padded_size}
+                sizes = sizes_of(images)
             scores, labels, rows = select_top(tracks.scores(), self.num_predictions)
 
             def make_masks(pairs: Tensor) -> Iterator[Tensor]:
@@ -250,7 +253,7 @@ class VideoOVFormer(OpenVocabularyVideoModel):  # published name
                 tracks.add(*(outputs[name][0] for name in ("pred_embds", "pred_logits", "pred_object_logits")))
                 masks.append(finite_masks(outputs["pred_masks"][0].transpose(0, 1)))
                 lengths.append(len(images.image_sizes))
-                sizes = {"image_size": images.image_sizes[0], "padded_size": images.padded_size}
+                sizes = sizes_of(images)
 
             def make_masks(rows: Tensor) -> Iterator[Tensor]:
                 for maps, order in zip(masks.runs(lengths), tracks.orders, strict=True):
@@ -281,7 +284,7 @@ class _Pixels(Sequence):
     def __len__(self) -> int:
         return len(self._images.image_sizes)
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < len(self):
             raise IndexError(index)
         return self._images[index] * self._std + self._mean

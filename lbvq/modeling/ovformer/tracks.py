@@ -44,8 +44,11 @@ class LinkedTracks:
 
     def mean_logits(self) -> tuple[Tensor, Tensor]:
         """Mean class logits (Q, K+1) and mean objectness logits (Q, 2); of finite logits only."""
-        sums = (self._class_sums, self._object_sums)
-        return tuple((each["logits_sum"] / each["num_logits"].clamp(min=1)).float() for each in sums)
+        classes, objects = (
+            (each["logits_sum"] / each["num_logits"].clamp(min=1)).float()
+            for each in (self._class_sums, self._object_sums)
+        )
+        return classes, objects
 
     def scores(self) -> Tensor:
         """Scores (Q, K) of the tracks in the video; 0 for a track that never had finite logits."""

@@ -31,7 +31,8 @@ HOW_TO_MAKE_TEXT = (
 class ZeroShotClassifier(nn.Module):
     """Class logits of queries: 50 times the cosine with the text of every class, and 0 for "no object"."""
 
-    configured_buffers = ("zs_weight",)  # never taken from a weight file: two vocabularies may have equal sizes
+    # never taken from a weight file: two vocabularies may have equal sizes
+    configured_buffers: tuple[str, ...] = ("zs_weight",)
 
     def __init__(self, input_dim: int, *, text: Tensor, is_learned: bool = False) -> None:
         """Args:
@@ -42,7 +43,7 @@ class ZeroShotClassifier(nn.Module):
         super().__init__()
         weight = class_weights(text)
         if is_learned:
-            self.zs_weight = nn.Parameter(weight)
+            self.zs_weight: Tensor = nn.Parameter(weight)
             self.configured_buffers = ()
         else:
             self.register_buffer("zs_weight", weight)  # checkpoint name, (E, K+1)
@@ -118,7 +119,7 @@ def read_text_embeddings(path: str | Path, num_classes: int | None = None) -> Te
         (K, E) float32, row k for contiguous class index k.
     """
     if str(path) == RANDOM_TEXT:
-        return torch.randn(num_classes, 512)
+        return torch.randn(num_classes or 0, 512)
     if not str(path):
         raise ValueError(
             "MODEL.MASK_FORMER.CLIP_TEXT_PATH is empty; the classes of this model are given as text. "

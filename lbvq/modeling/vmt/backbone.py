@@ -7,13 +7,14 @@ same, so only the state dict is renamed, on its way out and on its way in. Swin 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mask2former.modeling.backbone import Backbone
 from mask2former.modeling.resnet import ResNet
+from mask2former.structures import known_shapes
 
 STEM_DIM = 64  # channels of the first convolution of a ResNet, if it is to be read; otherwise stride 4 is the finest
 STAGES = ("res2", "res3", "res4", "res5")  # strides 4, 8, 16, 32
@@ -58,9 +59,10 @@ class BackboneBody(nn.Module):
                 "set MODEL.RESNETS.OUT_FEATURES or MODEL.SWIN.OUT_FEATURES."
             )
         self.body = body
-        self.channels = [body.output_shape()[name].channels for name in STAGES]
+        shapes = known_shapes({name: body.output_shape()[name] for name in STAGES})
+        self.channels = [channels for channels, _ in shapes.values()]
         is_resnet = isinstance(body, ResNet)
-        self.has_stem = is_resnet and body.stem.conv1.out_channels == STEM_DIM
+        self.has_stem = is_resnet and _stem_of(body).out_channels == STEM_DIM
         if is_resnet:
             body.register_state_dict_post_hook(_rename_saved)
             body.register_load_state_dict_pre_hook(_rename_loaded)
@@ -72,8 +74,13 @@ class BackboneBody(nn.Module):
 
     def finest(self, images: Tensor) -> Tensor:
         """The first convolution before norm and ReLU, (BT, 3, H, W) -> (BT, 64, H / 2, W / 2); with `has_stem`."""
-        conv = self.body.stem.conv1
+        conv = _stem_of(self.body)
         return F.conv2d(images, conv.weight, None, conv.stride, conv.padding)
+
+
+def _stem_of(body: Backbone) -> nn.Conv2d:
+    """The first convolution of a ResNet."""
+    return cast(nn.Conv2d, body.get_submodule("stem.conv1"))
 
 
 def _substitute(name: str, rules: tuple[tuple[str, str], ...]) -> str:

@@ -13,6 +13,7 @@ its losses; what they measure here is ours, after the paper:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -138,12 +139,12 @@ class VmtCriterion(nn.Module):
     ) -> dict[str, Tensor]:
         """Losses of classes and boxes of one layer; the box losses are 0 without objects."""
         wanted = torch.zeros_like(output.logits)
-        pred, gt = [], []
+        pred, wanted_boxes = [], []
         for clip, (target, (queries, objects)) in enumerate(zip(targets, matches, strict=True)):
             wanted[clip, queries, target.classes[objects]] = 1.0
             pred.append(output.boxes[clip, :, queries].transpose(0, 1))  # (k, T, 4)
-            gt.append(target.boxes[objects])
-        boxes, gt = torch.cat(pred), torch.cat(gt)
+            wanted_boxes.append(target.boxes[objects])
+        boxes, gt = torch.cat(pred), torch.cat(wanted_boxes)
         overlap = giou(corners(boxes), corners(gt)).mean(dim=1)
         return {
             "loss_ce": focal_loss(output.logits, wanted, self.alpha).sum() / num_objects,
@@ -160,8 +161,8 @@ class VmtCriterion(nn.Module):
         """
         pairs = [_at_stride(x, mask, 4) for x, mask in zip(logits, masks, strict=True)]
         return {
-            "loss_mask": sum(self.mask_loss(*pair) for pair in pairs) / num_objects,
-            "loss_dice": sum(dice_loss(*pair, 1.0) for pair in pairs) / num_objects,
+            "loss_mask": _sum(self.mask_loss(*pair) for pair in pairs) / num_objects,
+            "loss_dice": _sum(dice_loss(*pair, 1.0) for pair in pairs) / num_objects,
         }
 
     def refinement_losses(
@@ -174,7 +175,7 @@ class VmtCriterion(nn.Module):
             masks: per clip (k, T, H, W) bool, in the same order.
         """
         parts = [self._clip_refinement(pred, mask) for pred, mask in zip(clips, masks, strict=True)]
-        losses = {name: sum(part[name] for part in parts) / num_objects for name in parts[0]}
+        losses = {name: _sum(part[name] for part in parts) / num_objects for name in parts[0]}
         for name in ("loss_mask_sem", "loss_mask_sem_dice"):  # one foreground per clip
             losses[name] = losses[name] * (num_objects / len(parts))
         return losses
@@ -230,6 +231,11 @@ def _assign(cost: Tensor) -> Match:
         )
     queries, objects = linear_sum_assignment(cost.cpu().numpy())
     return torch.from_numpy(queries).to(cost.device), torch.from_numpy(objects).to(cost.device)
+
+
+def _sum(losses: Iterable[Tensor]) -> Tensor:
+    """Sum of at least one tensor."""
+    return functools.reduce(torch.add, losses)
 
 
 def _cells(masks: Tensor, stride: int) -> Tensor:

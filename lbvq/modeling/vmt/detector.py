@@ -8,13 +8,15 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mask2former.layers import PositionEmbeddingSine
+from mask2former.layers import PositionEmbeddingSine, xavier_fill
 from mask2former.linear import Linear
+from mask2former.resize import size_of
 
 from .backbone import BackboneBody
 from .transformer import ClipTransformer, DecoderState, Layout, ReadMemory
@@ -43,6 +45,10 @@ class ClipDetector(nn.Module):
         self.backbone = nn.ModuleList([body, PositionEmbeddingSine(dim // 2, normalize=True, offset=-0.5)])
 
     @property
+    def body(self) -> BackboneBody:
+        return cast(BackboneBody, self.backbone[0])
+
+    @property
     def num_levels(self) -> int:
         return len(self.input_proj)
 
@@ -56,9 +62,9 @@ class ClipDetector(nn.Module):
         Returns:
             memory (B*T, S, C), the four maps of the backbone, and the layout of the memory.
         """
-        taps = self.backbone[0](images)
+        taps = self.body(images)
         maps = self.project(taps)
-        sizes = [tuple(x.shape[-2:]) for x in maps]
+        sizes = [size_of(x) for x in maps]
         if padding is None:
             layout = Layout(sizes, images.new_ones(1, len(maps), 2))
             positions = [self.backbone[1](x) for x in maps]
@@ -110,6 +116,5 @@ def _projections(channels: Sequence[int], dim: int, num_levels: int) -> Iterator
             conv = nn.Conv2d(channels[level], dim, 1)
         else:
             conv = nn.Conv2d(channels[-1] if level == len(channels) else dim, dim, 3, stride=2, padding=1)
-        nn.init.xavier_uniform_(conv.weight)
-        nn.init.zeros_(conv.bias)
+        xavier_fill(conv)
         yield nn.Sequential(conv, nn.GroupNorm(NORM_GROUPS, dim))

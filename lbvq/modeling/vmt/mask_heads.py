@@ -7,15 +7,17 @@ reads of an earlier one carries no gradient, as published.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mask2former.layers import MLP, c2_xavier_fill
+from mask2former.resize import size_of
 
 from .dynamic_masks import WIDTH, double_size, dynamic_masks, num_parameters, relative_coordinates
 from .edges import PointTransformer, box_maps, find_edges
@@ -79,7 +81,7 @@ class MaskBranch(nn.Module):
         self.lay1, self.lay2 = _conv3(dim, POINT_DIM), _conv3(POINT_DIM, WIDTH)
         self.lay3, self.lay4 = _conv3(dim, dim), _conv3(dim, dim)
         self.dcn = _conv3(dim, dim)  # checkpoint name of an ordinary convolution
-        for conv in self.children():
+        for conv in (self.lay1, self.lay2, self.lay3, self.lay4, self.dcn):
             c2_xavier_fill(conv)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -155,14 +157,14 @@ class VideoMaskHeads(nn.Module):
 
     def coarse_masks(self, maps: FrameMaps, parameters: Tensor, centres: Tensor) -> Tensor:
         """Masks at stride 8: parameters (n, 169), centres (T, n, 2) in input pixels -> (T, n, h, w) logits."""
-        size = maps.coarse.shape[-2:]
+        size = size_of(maps.coarse)
         places = relative_coordinates(centres, size, 8)
         shared = maps.coarse[:, None].expand(-1, places.shape[1], -1, -1, -1)
         return dynamic_masks(torch.cat((places, shared), dim=2), parameters)
 
     def second_masks(self, maps: FrameMaps, parameters: Tensor, centres: Tensor, coarse: Tensor) -> Tensor:
         """Masks at stride 4, which also read the coarse logits (T, n, h, w): parameters (n, 177) -> (T, n, h, w)."""
-        size = maps.fine.shape[-2:]
+        size = size_of(maps.fine)
         places = relative_coordinates(centres.detach(), size, 4)
         before = resize_nearest(coarse.detach().sigmoid(), size)[:, :, None]
         shared = maps.fine[:, None].expand(-1, places.shape[1], -1, -1, -1)
@@ -186,7 +188,7 @@ class VideoMaskHeads(nn.Module):
         centres, boxes = (x.detach() for x in geometry)
         coarse, second = (x.detach().sigmoid() for x in masks)
         shallow = self.shallow_map(maps, stem)
-        size = tuple(shallow.shape[-2:])
+        size = size_of(shallow)
         image = self.conv_norm_relus_fuse_img(resize_nearest(maps.images, size))
         edges = find_edges(resize_nearest((second > 0.5).any(dim=1, keepdim=True).float(), size)[:, 0] > 0.5)
         pixels = resize_nearest(maps.high, size) + edges[:, None] * (shallow + image)
@@ -204,8 +206,10 @@ class VideoMaskHeads(nn.Module):
 
     def shallow_map(self, maps: FrameMaps, stem: Tensor | None) -> Tensor:
         """The backbone's finest map at stride 2, (T, 64, h, w)."""
-        if maps.shallow is None:
+        if stem is not None:
             return stem.detach()
+        if maps.shallow is None:
+            raise ValueError("refined masks need a backbone's first convolution or its map at stride 4.")
         # As published the map is enlarged before its 1 x 1 convolution; the other way round is equal and cheaper.
         return resize_nearest(maps.shallow, [2 * length for length in maps.shallow.shape[-2:]])
 
@@ -222,16 +226,16 @@ class VideoMaskHeads(nn.Module):
             (T, n, 11, h, w), the sum of the four branches.
         """
         num_frames, num_objects = private.shape[:2]
-        total = 0
-        for fusion in self.fusions:
-            first = fusion[0]
+
+        def branch(fusion: nn.Sequential) -> Tensor:
+            first = cast(nn.Conv2d, fusion[0])
             shared_weight, own_weight = first.weight.split([POINT_DIM, PRIVATE_DIM], dim=1)
-            settings = {"padding": first.padding, "dilation": first.dilation}
-            shared = F.conv2d(pixels, shared_weight, first.bias, **settings)
-            own = F.conv2d(private.flatten(0, 1), own_weight, None, **settings)
+            shared = F.conv2d(pixels, shared_weight, first.bias, padding=first.padding, dilation=first.dilation)
+            own = F.conv2d(private.flatten(0, 1), own_weight, padding=first.padding, dilation=first.dilation)
             x = own.unflatten(0, (num_frames, num_objects)) + shared[:, None]
-            total = total + fusion[1:](x.flatten(0, 1))
-        return total.unflatten(0, (num_frames, num_objects))
+            return fusion[1:](x.flatten(0, 1))
+
+        return functools.reduce(torch.add, map(branch, self.fusions)).unflatten(0, (num_frames, num_objects))
 
 
 def output_logits(logits: Tensor) -> Tensor:
@@ -258,7 +262,7 @@ def _fusion(dilation: int) -> nn.Sequential:
 def _controller(dim: int, in_channels: int) -> MLP:
     """Network that writes the parameters of one kind of mask."""
     mlp = MLP(dim, dim, num_parameters(in_channels), 3)
-    for layer in mlp.layers:
+    for layer in cast("Iterable[nn.Linear]", mlp.layers):
         nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(layer.bias)
     return mlp

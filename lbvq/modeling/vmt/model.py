@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mask2former.registry import META_ARCH_REGISTRY, build_backbone
 from mask2former.structures import ImageList
@@ -69,7 +69,7 @@ class VMT(VideoMaskHeads, VideoModel):
         super().__init__(**parents)
         if output not in OUTPUTS:
             raise ValueError(f"MODEL.VMT.OUTPUT must be one of {', '.join(OUTPUTS)}, got {output!r}.")
-        num_outputs = detector.class_embed[0].out_features
+        num_outputs = cast(nn.Linear, detector.class_embed[0]).out_features
         if not 0 <= class_offset <= num_outputs - num_classes:
             raise ValueError(
                 f"{num_classes} classes from output {class_offset} on do not fit into {num_outputs} class outputs; "
@@ -161,7 +161,7 @@ class VMT(VideoMaskHeads, VideoModel):
         states = self.detr.decode(num_frames, lambda: iter([memory.unflatten(0, (-1, num_frames))]), layout)
         num_objects = self.criterion.count_objects(targets, self.device)
         num_layers = len(self.detr.class_embed)
-        losses = {}
+        losses: dict[str, Tensor] = {}
         for layer, state in enumerate(states):
             output = LayerOutput(self.detr.class_embed[layer](state.content), state.pred_boxes)
             matches = self.criterion.matcher(output, targets)
@@ -206,7 +206,7 @@ class VMT(VideoMaskHeads, VideoModel):
         self, maps: FrameMaps, parameters: ObjectParameters, centres: Tensor, boxes: Tensor, coarse: Tensor
     ) -> ObjectMasks:
         """Second and refined masks of n objects in the frames of `maps`, from their coarse masks."""
-        stem = None if maps.shallow is not None else self.detr.backbone[0].finest(maps.images)
+        stem = None if maps.shallow is not None else self.detr.body.finest(maps.images)
         second = self.second_masks(maps, parameters.second, centres, coarse)
         refined, edges = self.refined_masks(maps, stem, parameters.refined, (centres, boxes), coarse, second)
         return ObjectMasks(coarse, second, refined, edges)
@@ -282,4 +282,5 @@ def _padding(images: ImageList, num_frames: int) -> Tensor:
 
 def _frames_of(maps: FrameMaps, frames: slice) -> FrameMaps:
     """Some of the frames."""
-    return FrameMaps(**{name: None if tensor is None else tensor[frames] for name, tensor in vars(maps).items()})
+    shallow = None if maps.shallow is None else maps.shallow[frames]
+    return FrameMaps(maps.coarse[frames], maps.fine[frames], maps.high[frames], shallow, maps.images[frames])

@@ -9,8 +9,9 @@ Attribute names are those of the published checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -268,11 +269,11 @@ class ClipTransformer(nn.Module):
                 module.reset_parameters()
         nn.init.zeros_(self.reference_points.bias)
         nn.init.normal_(self.level_embed)
-        for number, head in enumerate(self.decoder.bbox_embed):
-            nn.init.zeros_(head.layers[-1].weight)
-            nn.init.zeros_(head.layers[-1].bias)
+        for number, head in enumerate(cast("Iterable[MLP]", self.decoder.bbox_embed)):
+            nn.init.zeros_(head.last.weight)
+            nn.init.zeros_(head.last.bias)
             if number == 0:
-                head.layers[-1].bias[2:] = -2.0  # first boxes are small
+                head.last.bias[2:] = -2.0  # first boxes are small
 
     def encode(self, maps: Sequence[Tensor], positions: Sequence[Tensor], layout: Layout) -> Tensor:
         """L maps and their position codes (BT, C, h, w) -> memory (BT, S, C)."""
