@@ -347,10 +347,9 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Attention of (B, heads, S, c) -> (B, S, C)."""
-    parts = (queries, keys, values)
     if queries.device.type == "cpu":  # whose kernel gains more from rows that lie together than the copy takes
-        parts = tuple(part.contiguous() for part in parts)
-    return attend_heads(*parts).transpose(1, 2).flatten(2)
+        queries, keys, values = (part.contiguous() for part in (queries, keys, values))
+    return attend_heads(queries, keys, values).transpose(1, 2).flatten(2)
 
 
 def _turned(angles: Tensor) -> Rotation:

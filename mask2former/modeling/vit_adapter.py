@@ -236,7 +236,7 @@ class D2VitAdapterDinoV2(Backbone):  # published name
     def blocks(self, quarter: int) -> Sequence[nn.Module]:
         """Blocks of a quarter of the ViT."""
         count = len(self.vit_module.blocks) // NUM_QUARTERS
-        return self.vit_module.blocks[quarter * count : (quarter + 1) * count]
+        return list(self.vit_module.blocks[quarter * count : (quarter + 1) * count])
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         sizes = [(images.shape[-2] // stride, images.shape[-1] // stride) for stride in STRIDES.values()]

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 from golden_fill import fill_
-from helpers import ROOT
 from ovformer_models import CLIP, FRAME, IMAGE, write_features, write_text
 from PIL import Image
 from video_models import load_cfg, small_cfg
 
+from lbvq.cli import training
+from lbvq.cli.training import Trainer
 from lbvq.data.coco import register_coco_instances
 
 NUM_CLASSES = 6
@@ -33,14 +32,6 @@ CONFIGS = {
     "OVFormerVideo": lambda: load_cfg(FRAME),
     "VideoOVFormer": lambda: load_cfg(CLIP),
 }
-
-
-@pytest.fixture(scope="module")
-def train_net() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_net", ROOT / "train_net.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -79,9 +70,9 @@ def configured(method: str, images: str, folder: Path, **changes: Any) -> Any:
 
 
 @pytest.mark.parametrize("method", CONFIGS)
-def test_every_method_is_scored_on_an_image_data_set(method, images, train_net, tmp_path):
+def test_every_method_is_scored_on_an_image_data_set(method, images, tmp_path):
     cfg = configured(method, images, tmp_path)
-    results = train_net.Trainer.test(cfg, fill_(train_net.Trainer.build_model(cfg)).eval())
+    results = Trainer.test(cfg, fill_(Trainer.build_model(cfg)).eval())
     assert "AP" in results["segm"]
     entries = json.loads((tmp_path / "out" / "inference" / "results.json").read_text())
     assert {entry["image_id"] for entry in entries} == {1, 2}
@@ -96,29 +87,29 @@ class Fill:
         return np.ones_like(masks)
 
 
-def test_the_masks_of_a_video_model_are_refined_on_images(images, train_net, tmp_path, monkeypatch):
+def test_the_masks_of_a_video_model_are_refined_on_images(images, tmp_path, monkeypatch):
     cfg = configured("VideoMaskFormer_frame", images, tmp_path)
-    monkeypatch.setattr(train_net, "build_refiner", lambda cfg: Fill())
-    train_net.Trainer.test(cfg, fill_(train_net.Trainer.build_model(cfg)).eval())
+    monkeypatch.setattr(training, "build_refiner", lambda cfg: Fill())
+    Trainer.test(cfg, fill_(Trainer.build_model(cfg)).eval())
     entries = json.loads((tmp_path / "out" / "inference" / "results.json").read_text())
     areas = {int(mask_util.area(entry["segmentation"])) for entry in entries}
     assert areas <= {0, 40 * 60} and 40 * 60 in areas
 
 
-def test_results_of_an_image_model_are_refused_by_a_refiner(images, train_net, tmp_path, monkeypatch):
+def test_results_of_an_image_model_are_refused_by_a_refiner(images, tmp_path, monkeypatch):
     cfg = configured("MaskFormer", images, tmp_path)
-    monkeypatch.setattr(train_net, "build_refiner", lambda cfg: Fill())
-    model = train_net.Trainer.build_model(cfg).eval()
+    monkeypatch.setattr(training, "build_refiner", lambda cfg: Fill())
+    model = Trainer.build_model(cfg).eval()
     with pytest.raises(ValueError, match=r"this model are results of single images, and only those of videos"):
-        train_net.Trainer.test(cfg, model)
+        Trainer.test(cfg, model)
 
 
-def test_refinement_for_an_image_model_is_refused_before_it_is_built(images, train_net, tmp_path):
+def test_refinement_for_an_image_model_is_refused_before_it_is_built(images, tmp_path):
     with pytest.raises(ValueError, match=r"masks of MaskFormer are results of single images"):
-        train_net.Trainer.build_model(configured("MaskFormer", images, tmp_path, SAM=True))
+        Trainer.build_model(configured("MaskFormer", images, tmp_path, SAM=True))
 
 
-def test_an_image_model_is_not_tested_on_videos(images, train_net, tmp_path):
+def test_an_image_model_is_not_tested_on_videos(images, tmp_path):
     cfg = configured("MaskFormer", "ytvis_2019_val", tmp_path)
     with pytest.raises(ValueError, match="MaskFormer segments single images, not videos"):
-        train_net.Trainer.build_model(cfg)
+        Trainer.build_model(cfg)

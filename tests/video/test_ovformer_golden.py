@@ -17,7 +17,7 @@ from ovformer_models import CLIP, FRAME, IMAGE, IMAGE_SWIN, cropped, golden_mode
 
 from lbvq.inference.results import VideoPrediction
 from lbvq.masks import rle
-from lbvq.modeling.ovformer import model as ovformer
+from lbvq.modeling import postprocess
 from lbvq.modeling.ovformer import tracks as ovformer_tracks
 from lbvq.modeling.postprocess import MaskStream
 
@@ -98,7 +98,7 @@ def frame_run(tmp_path_factory):
         found = {
             "tracks": recorded_calls(ovformer_tracks.LinkedTracks, "add", patch),
             "masks": recorded_calls(MaskStream, "add", patch),
-            "results": recorded_calls(ovformer, "video_output", patch),
+            "results": recorded_calls(postprocess, "video_output", patch),
         }
         found["output"] = model([video])
     return found
@@ -128,8 +128,8 @@ def test_frames_scores_labels_and_erased_masks(frame_run):
     close(scores, want["scores_sorted"], 1e-5)
     same_labels(torch.tensor(output["pred_labels"]), want["classes_sorted"], want["scores_sorted"])
     maps = torch.cat([arguments[1] for arguments, _ in frame_run["masks"]], dim=1)  # (10, 12, 24, 32)
-    ((chosen_scores, *_),) = [arguments for arguments, _ in frame_run["results"]]
-    maps = maps[chosen_scores.argsort(descending=True, stable=True)]
+    ((scores, _, _, stream),) = [arguments for arguments, _ in frame_run["results"]]
+    maps = maps[(scores * stream.quality()).argsort(descending=True, stable=True)]
     assert torch.equal((maps.flatten(2) == -1).all(-1), want["erased_sorted"])
     nearly_all_close(maps[:, ::2, ::2, ::2], want["masks_sorted_::2"])
 

@@ -141,8 +141,8 @@ class DecoupledSegmenter(FrameSegmenter):
         """Sort what the segmenter says about the frames of some videos for the tracker."""
         queries = encoded.frame_queries[-1]
         memory = encoded.outputs[self.in_memory] if self.in_memory else queries
-        sorted_ = [each.unflatten(0, (num_videos, -1)).permute(1, 2, 0, 3) for each in (queries, memory)]
-        return FrameQueries(*sorted_, encoded.outputs["mask_features"])
+        queries, memory = (each.unflatten(0, (num_videos, -1)).permute(1, 2, 0, 3) for each in (queries, memory))
+        return FrameQueries(queries, memory, encoded.outputs["mask_features"])
 
     def targets_of(self, samples: list[dict[str, Any]], padded_size: tuple[int, int]) -> list[dict[str, Any]]:
         """Clip targets of B training clips, with all objects that some frame shows."""

@@ -98,7 +98,7 @@ class OpenVocabularyCriterion(SetCriterion):
         }
 
     def forward(
-        self, outputs: dict[str, Any], targets: list[dict[str, Any]]
+        self, outputs: dict[str, Any], targets: list[dict[str, Any]], guide: dict[str, Any] | None = None
     ) -> tuple[dict[str, Tensor], list[list[Match]]]:
         """Compute the losses of images or clips; see `SetCriterion.forward`."""
         num_classes = outputs["pred_logits"].shape[-1] - 1
@@ -109,7 +109,7 @@ class OpenVocabularyCriterion(SetCriterion):
                 "MODEL.MASK_FORMER.CLASS_COUNTS_PATH to a file that exists (for LV-VIS: python "
                 "datasets/prepare_open_vocabulary.py lvvis_counts), or to '' to draw all classes alike."
             )
-        return super().forward(outputs, targets)
+        return super().forward(outputs, targets, guide)
 
     def layer_losses(
         self, outputs: dict[str, Any], targets: list[dict[str, Any]], matches: list[Match], num_masks: float
