@@ -186,7 +186,8 @@ def open_writers(args: argparse.Namespace, paths: list[Path], frames: FrameSourc
     sinks: list[Sink] = []
     for path in paths:
         stack.push(partial(_say_written, path))
-        writer = stack.enter_context(open_writer(path, rate, overwrite=args.overwrite, sound=sound))
+        writer = open_writer(path, rate, overwrite=args.overwrite, sound=sound)
+        stack.enter_context(writer)
         sinks.append(FileView(writer, rate, timed=not args.fps))
     return sinks
 

@@ -226,10 +226,12 @@ def plan_outputs(
 
 def _name_of(video: str | list[str]) -> str:
     """What '{name}' stands for: a file without its suffix, or the folder of several images."""
+    if isinstance(video, list):
+        return Path(video[0]).resolve().parent.name
     if is_address(video):
         return Path(name_of(video)).stem
-    if isinstance(video, list) or (glob.has_magic(video) and not Path(video).exists()):
-        return Path(video if isinstance(video, str) else video[0]).resolve().parent.name
+    if glob.has_magic(video) and not Path(video).exists():
+        return Path(video).resolve().parent.name
     path = Path(video).resolve()
     return path.name if path.is_dir() else path.stem
 
@@ -277,7 +279,9 @@ def write_drawn(
     sound = kept_sound(frames, paths, args)
     with ExitStack() as stack:
         options = {"frame_suffix": f".{args.frame_format}", "overwrite": args.overwrite, "sound": sound}
-        writers = [stack.enter_context(open_writer(path, rate, **options)) for path in paths]
+        writers = [open_writer(path, rate, **options) for path in paths]
+        for writer in writers:
+            stack.enter_context(writer)
         drawn = draw_video(_in_order(frames), shown)
         for t, picture in enumerate(tqdm(drawn, total=len(frames), desc="draw", unit="frame", disable=None)):
             for writer in writers:

@@ -24,8 +24,8 @@ def _frames(count: int = 6, height: int = 48, width: int = 64) -> list[np.ndarra
 def write_images(folder: Path) -> None:
     """One image of every kind that is read."""
     picture = Image.fromarray(_frames(1)[0])
-    for suffix, options in (("jpg", {}), ("png", {}), ("webp", {}), ("bmp", {})):
-        picture.save(folder / f"colour.{suffix}", **options)
+    for suffix in ("jpg", "png", "webp", "bmp", "tif", "ppm"):
+        picture.save(folder / f"colour.{suffix}")
     picture.save(folder / "progressive.jpg", progressive=True)
     picture.convert("P").save(folder / "palette.png")
     picture.convert("L").save(folder / "grey.png")

@@ -99,7 +99,7 @@ class Worker:
 
     def __init__(self, target: str, topics: Sequence[str] = TOPICS) -> None:
         self._target, self._topics = target, topics
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Worker:
         return self
@@ -109,38 +109,43 @@ class Worker:
 
     def read(self, path: Path) -> tuple[str, str]:
         """Let it read a file; return the outcome and a message."""
-        if self._process is None:
-            self._start()
-        self._process.stdin.write(f"{path}\n".encode())
-        self._process.stdin.flush()
-        line = self._line(_WALL_SECONDS)
+        self._process = process = self._process or self._start()
+        assert process.stdin is not None
+        try:
+            process.stdin.write(f"{path}\n".encode())
+            process.stdin.flush()
+            line = _line(process, _WALL_SECONDS)
+        except BrokenPipeError:  # it ended between two files
+            line = b""
         if line:
-            return tuple(json.loads(line))
-        if line is None:
-            self._stop()
-            return "hang", f"no answer in {_WALL_SECONDS} seconds"
-        code = self._process.wait()
+            outcome, message = json.loads(line)
+            return outcome, message
+        code = None if line is None else process.wait()
         self._stop()
+        if code is None:
+            return "hang", f"no answer in {_WALL_SECONDS} seconds"
         if code == _SIGPROF:
             return "hang", "more time of the processor than allowed"
         return "signal", f"the process ended with {code}"
 
-    def _start(self) -> None:
+    def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "lbvq.fuzz.worker", self._target, *self._topics]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        if self._line(_START_SECONDS) != b"ready\n":
-            self._stop()
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        if _line(process, _START_SECONDS) != b"ready\n":
+            process.kill()
+            process.communicate()
             raise OSError(f"the worker of the target {self._target!r} does not start")
-
-    def _line(self, seconds: float) -> bytes | None:
-        """The next answer, b"" when the process ended, None when the time is over."""
-        ready, _, _ = select.select([self._process.stdout], [], [], seconds)
-        return self._process.stdout.readline() if ready else None
+        return process
 
     def _stop(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
-            self._process.stdin.close()
-            self._process.stdout.close()
+            self._process.communicate()
             self._process = None
+
+
+def _line(process: subprocess.Popen[bytes], seconds: float) -> bytes | None:
+    """The next answer of a process, b"" when it ended, None when the time is over."""
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], seconds)
+    return process.stdout.readline() if ready else None

@@ -45,7 +45,7 @@ def image_kind(path: Path) -> str | None:
     """
     try:
         with opened_image(path, several=True) as image:
-            is_moving = image.format == "GIF" or (image.format in _FORMATS and image.is_animated)
+            is_moving = image.format == "GIF" or (image.format in _FORMATS and getattr(image, "is_animated", False))
             return "moving" if is_moving else "still"
     except OSError:  # who reads the image says what is wrong with it
         return None
@@ -72,7 +72,7 @@ def _pictures(path: Path) -> Iterator[tuple[AnimationFrame | None, str | None]]:
     try:
         with opened_image(path, several=True) as image:
             has_clock, time = image.format != "TIFF", 0.0
-            for index in range(int(getattr(image, "default_image", False)), image.n_frames):
+            for index in range(int(getattr(image, "default_image", False)), getattr(image, "n_frames", 1)):
                 image.seek(index)
                 image.load()
                 if not _is_preview(image):
@@ -90,4 +90,5 @@ def _is_preview(image: Any) -> bool:
 
 def _seconds(milliseconds: float | None) -> float:
     """How long browsers show a picture."""
-    return (milliseconds if (milliseconds or 0) > _SHORTEST_MS else _USUAL_MS) / 1000
+    claimed = milliseconds or 0
+    return (claimed if claimed > _SHORTEST_MS else _USUAL_MS) / 1000

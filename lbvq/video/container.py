@@ -62,6 +62,9 @@ class DecodedFrame:
         return _upright(self.frame.to_ndarray(format="rgb24", height=height, width=width), self.frame)
 
 
+Step = tuple[DecodedFrame | None, str | None]  # a frame, or why there are no more
+
+
 def decode_container(path: Path, error_type: type[Exception]) -> Generator[DecodedFrame, None, Damage | None]:
     """Yield the frames of a video file; the generator's return value is the damage found, if any.
 
@@ -134,7 +137,7 @@ def choose_stream(
 
 def decode_stream(
     container: av.container.InputContainer, stream: av.video.stream.VideoStream, name: str
-) -> Iterator[tuple[DecodedFrame | None, str | None]]:
+) -> Iterator[Step]:
     """Yield (frame, None); at the first damage the frames still inside the decoder, then (None, reason)."""
     stretch = _Stretch(stream, name)
     try:
@@ -171,8 +174,15 @@ class _Stretch:
         return DecodedFrame(frame, time, decoding_time, (round(height), round(width)))
 
 
-def _decode_file(container, stream, path: Path, error_type: type[Exception]):
-    count, end, first, reason, begins_corrupt = 0, 0.0, None, None, False
+def _decode_file(
+    container: av.container.InputContainer,
+    stream: av.video.stream.VideoStream,
+    path: Path,
+    error_type: type[Exception],
+) -> Generator[DecodedFrame, None, Damage | None]:
+    count, end, begins_corrupt = 0, 0.0, False
+    first: tuple[int, int] | None = None
+    reason: str | None = None
     is_short = is_cut_off(path)
     frames = decode_stream(container, stream, str(path))
     if is_short and transport_packet(path):
@@ -208,7 +218,7 @@ def check_size(
         )
 
 
-def _flush(stream, stretch: _Stretch):
+def _flush(stream: av.video.stream.VideoStream, stretch: _Stretch) -> Iterator[Step]:
     try:
         for frame in stream.codec_context.decode(None):
             yield stretch(frame), None
@@ -216,9 +226,9 @@ def _flush(stream, stretch: _Stretch):
         return  # the decoder has nothing left; the caller reports the first damage
 
 
-def _without_last(frames):
+def _without_last(frames: Iterator[Step]) -> Iterator[Step]:
     """Hold every frame back until there is another one after it; damage passes."""
-    held = None
+    held: Step | None = None
     for item in frames:
         if held is not None:
             yield held
@@ -227,7 +237,9 @@ def _without_last(frames):
         yield held
 
 
-def _has_every_frame(container, stream, count: int, end: float) -> bool:
+def _has_every_frame(
+    container: av.container.InputContainer, stream: av.video.stream.VideoStream, count: int, end: float
+) -> bool:
     """Whether the cut only removed what is not needed for decoding, such as an index at the end."""
     if container.format.name.split(",")[0] not in _WITH_PROMISES:
         return False

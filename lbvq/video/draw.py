@@ -73,13 +73,13 @@ def draw_objects(
     _check(frame, masks, ids, captions, alpha)
     canvas = np.ascontiguousarray(frame).copy()
     boxes = [_box(mask) for mask in masks]
-    for n in reversed(range(len(masks))):
-        if boxes[n] is not None:
-            _tint(canvas, masks[n], boxes[n], identity_color(ids[n]), alpha)
+    visible = [(n, box, identity_color(ids[n])) for n, box in enumerate(boxes) if box is not None]
+    for n, box, color in reversed(visible):
+        _tint(canvas, masks[n], box, color, alpha)
     taken: list[_Box] = []
-    for n in range(len(masks)):
-        if boxes[n] is not None and captions is not None:
-            _put_label(canvas, captions[n], boxes[n], identity_color(ids[n]), taken)
+    if captions is not None:
+        for n, box, color in visible:
+            _put_label(canvas, captions[n], box, color, taken)
     return canvas
 
 
@@ -140,7 +140,9 @@ def _heading(text: str, width: int) -> np.ndarray:
     return strip
 
 
-def _check(frame: np.ndarray, masks: np.ndarray, ids: Sequence, captions: Sequence | None, alpha: float) -> None:
+def _check(
+    frame: np.ndarray, masks: np.ndarray, ids: Sequence[int] | np.ndarray, captions: Sequence[str] | None, alpha: float
+) -> None:
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
         raise ValueError(f"frame must be uint8 RGB of shape (H, W, 3), got {frame.dtype} {frame.shape}")
     if masks.ndim != 3 or masks.shape[1:] != frame.shape[:2] or masks.dtype != bool:
@@ -175,14 +177,15 @@ def _tint(canvas: np.ndarray, mask: np.ndarray, box: _Box, color: tuple[int, int
 
 def _put_label(canvas: np.ndarray, text: str, box: _Box, color: tuple[int, int, int], taken: list[_Box]) -> None:
     """Write the label near the top of its object, inside the frame; shorter where it would cover another label."""
-    best: tuple[int, _Box, np.ndarray] | None = None
+    best: tuple[int, _Box, np.ndarray] | None = None  # shared pixels, place, label
     for label in _labels(text, color, *canvas.shape[:2]):
-        for place in _label_places(box, label.shape[:2], canvas.shape[:2]):
+        for place in _label_places(box, (label.shape[0], label.shape[1]), (canvas.shape[0], canvas.shape[1])):
             overlap = sum(_overlap(place, other) for other in taken)
             if best is None or overlap < best[0]:
                 best = (overlap, place, label)
-        if best[0] == 0:
+        if best is not None and best[0] == 0:
             break
+    assert best is not None  # there is always a label, and a place for it
     _, place, label = best
     _paste(canvas, label, place[0], place[1])
     taken.append(place)

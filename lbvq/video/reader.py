@@ -48,7 +48,7 @@ def read_video(source: str | os.PathLike | Sequence, *, allow_truncated: bool = 
         return ImageFrames(without_clutter([Path(item) for item in source]), allow_truncated=allow_truncated)
     if is_address(source):
         return _read_address(str(source), allow_truncated)
-    path = Path(source)
+    path = Path(source)  # type: ignore[arg-type]  # a sequence that is no list cannot be a path either
     if path.is_dir():
         return _read_folder(path, allow_truncated)
     if not path.exists() and glob.has_magic(str(source)):

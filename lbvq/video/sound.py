@@ -73,6 +73,10 @@ class SoundCopy:
                 logger.warning("The sound of %s is left out from here on: %s", self._sound.path, error)
                 self._next = None
 
+    def finish(self, end: float, is_whole: bool) -> None:
+        """Write the rest: all of it with the last frame of the file, else what is heard before `end`, in seconds."""
+        self.write_until(None if is_whole and self._sound.is_whole else end)
+
     def close(self) -> None:
         """Let go of the file."""
         self._source.close()

@@ -84,7 +84,8 @@ def _tags_end(file: BinaryIO, total: int) -> int:
 
 def _has_last_page(file: BinaryIO, total: int) -> bool:
     """Whether the pages of an Ogg file lead to its end, and some page ends every stream that has begun."""
-    position, streams = 0, set()
+    position = 0
+    streams: set[bytes] = set()
     while position + 27 <= total:
         file.seek(position)
         head = file.read(27)

@@ -113,7 +113,9 @@ def _writable(letter: str) -> tuple[tuple[str, Path], ...]:
 
 @functools.lru_cache(maxsize=64)
 def _font(file: Path | None, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size) if file is None else ImageFont.truetype(str(file), size)
+    font = ImageFont.load_default(size) if file is None else ImageFont.truetype(str(file), size)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # every wheel of Pillow has FreeType
+    return font
 
 
 def _has(file: Path, letter: str) -> bool:

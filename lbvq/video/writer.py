@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 import av
 import cv2
@@ -20,6 +21,9 @@ import numpy as np
 from lbvq.files.writing import atomic_path
 from lbvq.video.formats import file_url
 from lbvq.video.sound import Sound, SoundCopy
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 atomic_output = atomic_path  # its former name
 
@@ -88,7 +92,7 @@ def write_video(
     frames: Iterable[np.ndarray],
     frame_rate: float | None = None,
     timestamps: Sequence[float] | None = None,
-    **options,
+    **options: Any,
 ) -> None:
     """Write all frames (H, W, 3) uint8 RGB; `options` are those of `open_writer`."""
     with open_writer(path, frame_rate, **options) as writer:
@@ -105,7 +109,7 @@ class _Writer:
         self.is_whole = True  # False: the frames end before the sound does
         self._size: tuple[int, ...] | None = None
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._target = atomic_path(self.path)
         self._partial = self._target.__enter__()
         return self
@@ -173,7 +177,8 @@ class VideoWriter(_Writer):
         self._container: av.container.OutputContainer | None = None
         self._ticks: list[int] = []  # of the last two frames
         self._held: av.Packet | None = None
-        self._sound, self._copy = sound, None
+        self._sound = sound
+        self._copy: SoundCopy | None = None
 
     def write(self, frame: np.ndarray, time: float | None = None) -> None:
         """Add a (H, W, 3) uint8 RGB frame.
@@ -214,7 +219,7 @@ class VideoWriter(_Writer):
 
     def _mux(self, packet: av.Packet | None) -> None:
         """Write the packet before; one is held back because the last one's duration is known only at the end."""
-        if self._held is not None:
+        if self._held is not None and self._container is not None:
             if self._copy is not None:
                 self._copy.write_until(float(self._held.dts * self._held.time_base))
             self._container.mux(self._held)
@@ -232,8 +237,7 @@ class VideoWriter(_Writer):
                     self._held.duration = round(duration / self._held.time_base)
                 self._mux(None)
                 if self._copy is not None:
-                    is_whole = self.is_whole and self._sound.is_whole
-                    self._copy.write_until(None if is_whole else float(self._ticks[-1] * self._clock + duration))
+                    self._copy.finish(float(self._ticks[-1] * self._clock + duration), self.is_whole)
         finally:
             if self._copy is not None:
                 self._copy.close()
