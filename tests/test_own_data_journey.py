@@ -1,0 +1,161 @@
+"""From the labelling tool to a trained, scored and drawn model: real 16-bit videos, and the page of the manual."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from helpers import ROOT
+
+from lbvq.data.formats import FORMATS, WriteOptions
+from lbvq.data.formats.labels import Frame, Labels, Track, Video
+from lbvq.engine.launch import find_free_port
+from lbvq.masks.rle import encode
+from lbvq.video.reader import read_video
+from lbvq.video.writer import write_video
+
+TINY = [  # a network that takes little time; it learns nothing in a few steps
+    *("MODEL.MASK_FORMER.DEC_LAYERS=2", "MODEL.MASK_FORMER.TRAIN_NUM_POINTS=64", "SOLVER.IMS_PER_BATCH=2"),
+    *("INPUT.MIN_SIZE_TRAIN=(48,)", "INPUT.MAX_SIZE_TRAIN=64", "INPUT.MIN_SIZE_TEST=48"),
+]
+RUN_ALL = """
+import shlex, sys
+from lbvq.__main__ import main
+for line in sys.argv[1:]:
+    print("$ lbvq", line, flush=True)
+    code = main(shlex.split(line))
+    if code:
+        sys.exit(f"exit code {code} of: lbvq {line}")
+"""
+
+
+def run(folder: Path, *lines: str) -> str:
+    """Run commands of lbvq one after the other in one process; returns what they print."""
+    process = subprocess.run(
+        [sys.executable, "-c", RUN_ALL, *lines], cwd=folder, capture_output=True, text=True, timeout=600
+    )
+    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
+    return process.stdout
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory) -> Path:
+    """A folder in which the real colony, cut into four videos, was converted, split and trained on."""
+    folder = tmp_path_factory.mktemp("cells")
+    source = ROOT / "tests" / "real" / "bacteria_16bit"
+    for part in ("Annotations", "JPEGImages"):
+        for t in range(12):
+            target = folder / "labelled" / part / f"clip{t // 3}"
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / part / "bacteria" / f"{t:05d}.png", target)
+    out = run(
+        folder,
+        "convert labelled --classes cell --out data/cells",
+        "doctor data/cells --jobs 1",
+        "split data/cells --dev 0.25",
+        f"train data/cells --model synthetic/minvis_R18_tiny --steps 4 {shlex.join(TINY)}",
+        "eval data/cells --weights runs/cells/model_best.pth",
+        "predict labelled/JPEGImages/clip3 --weights runs/cells/model_best.pth --output found.mp4 found.json"
+        " --score-threshold 0",
+        "export found.json --to cvat",
+        "convert found_cvat --frames labelled/JPEGImages --out data/corrected",
+    )
+    (folder / "log.txt").write_text(out)
+    return folder
+
+
+@pytest.mark.slow
+def test_sixteen_bit_videos_become_a_scored_model_and_a_drawn_video(cells):
+    out = (cells / "log.txt").read_text()
+    assert "4 videos, 70 objects, 112 masks" in out and re.search(r"AP before training: \d", out)
+    assert re.search(r"AP after: best \d+\.\d \(step \d\), last", out)
+    cfg = yaml.safe_load((cells / "runs/cells/config.yaml").read_text())
+    assert cfg["MODEL"]["SEM_SEG_HEAD"]["NUM_CLASSES"] == 1
+    assert cfg["DATASETS"]["TRAIN"] == ["cells_train"] and cfg["DATASETS"]["TEST"] == ["cells_dev"]
+    assert [entry.split("=")[0] for entry in cfg["DATASETS"]["REGISTER"]] == ["cells_train", "cells_dev"]
+    scores = json.loads((cells / "runs/cells/eval/inference/metrics.json").read_text())
+    assert 0 <= scores["segm"]["AP"] <= 100
+    assert read_video(cells / "found.mp4").size == (280, 200)
+
+
+@pytest.mark.slow
+def test_predictions_have_the_users_class_names_and_come_back_corrected(cells):
+    found = json.loads((cells / "found.json").read_text())
+    assert {entry["category_name"] for entry in found} == {"cell"}
+    corrected = json.loads((cells / "data/corrected/annotations.json").read_text())
+    assert corrected["videos"][0]["name"] == "clip3" and corrected["categories"] == [{"id": 1, "name": "cell"}]
+    masks = {entry["object_id"]: entry["segmentations"] for entry in found}
+    for entry in corrected["annotations"]:
+        assert [mask for mask in entry["segmentations"] if mask] == [
+            mask for mask in masks[entry["track_id"]] if mask["counts"] != encode(np.zeros((280, 200), bool))["counts"]
+        ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("starter", ["spawn", "torchrun"])
+def test_data_by_path_reach_every_process_of_a_run(cells, tmp_path, starter):
+    data = cells / "data" / "cells"
+    command = [sys.executable, str(ROOT / "train_net.py"), "--num-gpus", "2"]
+    if starter == "torchrun":
+        port = str(find_free_port())
+        run_module = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
+        command = [sys.executable, *run_module, str(ROOT / "train_net.py")]
+    command += ["--config-file", str(ROOT / "configs/synthetic/minvis_R18_tiny.yaml")]
+    for part in ("train", "dev"):
+        command += ["--data", f"cells_{part}={data / part}.json:{data / 'frames'}"]
+    command += ["OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER=2", *TINY]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
+    assert "AP" in json.loads((tmp_path / "inference/metrics.json").read_text())["segm"]
+    assert (tmp_path / "log.txt.rank1").exists()
+
+
+# ---- the page of the manual
+
+
+def write_labelled_videos(folder: Path) -> None:
+    """Five short videos in videos/, their labels as a project of CVAT writes them in annotations.zip, and new.mp4."""
+    labels = Labels({1: "cat", 2: "dog"}, [])
+    (folder / "videos").mkdir()
+    for number in range(6):
+        video, frames = Video(f"clip{number}", [Frame("", t) for t in range(4)], size=(48, 64), num_source_frames=4), []
+        tracks = [Track(1, 1), Track(2, 2)]
+        for t in range(4):
+            picture = np.full((48, 64, 3), 60 + 10 * number, np.uint8)
+            for track, (top, left) in zip(tracks, ((4, 4 + 8 * t), (26, 44 - 8 * t)), strict=True):
+                mask = np.zeros((48, 64), bool)
+                mask[top : top + 16, left : left + 16] = True
+                picture[mask] = (220, 40, 40) if track.id == 1 else (40, 40, 220)
+                track.masks[t] = encode(mask)
+            frames.append(picture)
+        video.tracks = tracks
+        if number < 5:
+            labels.videos.append(video)
+        write_video(folder / ("new.mp4" if number == 5 else f"videos/clip{number}.mp4"), frames, 10)
+    (folder / "xml").mkdir()
+    FORMATS["cvat"].write(labels, folder / "xml", WriteOptions())
+    with zipfile.ZipFile(folder / "annotations.zip", "w") as archive:
+        for path in (folder / "xml").iterdir():
+            archive.write(path, path.name)
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_manual_run(tmp_path):
+    text = (ROOT / "docs" / "own_data.md").read_text()
+    block = text.partition("```\n")[2].partition("```")[0]
+    lines = [line.removeprefix("lbvq ") for line in block.splitlines()]
+    assert [line.split()[0] for line in lines] == ["convert", "doctor", "split", "train", "eval", "predict", "export"]
+    write_labelled_videos(tmp_path)
+    lines = [re.sub(r"--steps \d+", f"--steps 4 {shlex.join(TINY)}", line) for line in lines]
+    out = run(tmp_path, *lines)
+    assert "CVAT XML 1.1, 5 videos, 2 classes" in out and "AP before training" in out
+    assert (tmp_path / "found.mp4").exists() and (tmp_path / "found_cvat").is_dir()
