@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a command between two pieces of work, never inside of one."""
+"""Ctrl-C, SIGTERM and a closed terminal end a command between two pieces of work, never inside of one."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 
 
 class Interrupts:
     """Context manager under which the first signal raises KeyboardInterrupt, at the end of a part that is `shielded`.
 
-    A second signal ends such a part at once. Outside the main thread signals stay as they are.
+    A second signal ends such a part at once. Outside the main thread signals stay as they are, and so do those that are
+    ignored, as `nohup` has it.
 
     Attributes:
         received: the signal that came, or None.
@@ -27,7 +28,8 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            taken = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._previous = {number: signal.signal(number, self._handle) for number in taken}
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -122,7 +122,8 @@ def _run(args: argparse.Namespace, interrupts: Interrupts) -> int:
     names = published_outputs(args.output, args.save_frames)
     outputs = plan_outputs(names, videos, args.overwrite, args.fps)
     frames = [read_video(video, allow_truncated=args.allow_truncated) for video in videos]
-    for each in frames:  # a damaged file is found here, before the network is built
+    for each in frames:
+        each.check()  # a damaged file is found here, before the network is built
         what = "this video has one frame" if len(each) == 1 else f"{len(each)} frames"
         print(f"{each.name}: {what} of {each.size[1]} x {each.size[0]} pixels")
     predictor = build_predictor(args)

@@ -56,6 +56,8 @@ class FileSource(FrameSource):
 
     def __init__(self, path: str | Path) -> None:
         self._frames = read_video(path)
+        if len(self._frames) == 1 and self._frames.timestamps is None:  # an image; the reader says it of files
+            logger.warning("%s: this video has one frame", path)
         self.frame_rate = self._frames.frame_rate
         self.sound = self._frames.sound
         self.has_sound = self.sound is not None
@@ -63,7 +65,14 @@ class FileSource(FrameSource):
     def __iter__(self) -> Iterator[TimedFrame]:
         times = uneven_times(self._frames.timestamps)
         for t in range(len(self._frames)):
-            yield TimedFrame(self._frames[t], None if times is None else float(times[t]))
+            try:
+                picture = self._frames[t]
+            except VideoError as error:
+                if t == 0:
+                    raise
+                logger.warning("The video ends early: %s", error)  # what was made of it so far is kept
+                return
+            yield TimedFrame(picture, None if times is None else float(times[t]))
 
     def close(self) -> None:
         self._frames.close()

@@ -66,6 +66,8 @@ def opened_image(path: Path, where: str = "", *, several: bool = False) -> Itera
     """
     context = f" of {where}" if where else ""
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")  # reading a pipe would wait for somebody who writes into it
         with Image.open(path, formats=_FORMATS) as image:
             _check_size(image, path)
             if not several and image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # photos: a preview

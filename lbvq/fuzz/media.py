@@ -58,6 +58,11 @@ def write_videos(folder: Path) -> None:
     for name, codec in _CODECS.items():
         if codec in av.codecs_available:
             _write_video(folder / name, codec)
+    first, *rest = (Image.fromarray(frame) for frame in _frames())
+    for name in ("animated.webp", "animated.png", "pages.tif"):
+        first.save(folder / name, save_all=True, append_images=rest)
+    (folder / "list.mp4").write_text("ffconcat version 1.0\nfile 'h264.mp4'\n")
+    (folder / "playlist.mp4").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nh264.ts\n#EXT-X-ENDLIST\n")
 
 
 def _write_video(path: Path, codec: str) -> None:

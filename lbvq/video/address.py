@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -18,6 +17,9 @@ from lbvq.video.container import choose_stream, open_container
 from lbvq.video.formats import STREAM_FORMATS, STREAM_PROTOCOLS
 
 SILENCE_S = 30.0  # a server that says nothing for so long has gone
+MAX_UNTOLD_BYTES = 2**32  # of a file whose size the server does not tell
+_BLOCK = 2**20
+_ENDLESS = "what has no end is read by demo/stream.py, while it plays"
 
 
 def is_address(source: Any) -> bool:
@@ -64,13 +66,17 @@ def _download(address: str, path: Path) -> bool:
     """Copy the bytes; False when they are a playlist."""
     request = urllib.request.Request(address, headers={"User-Agent": "lbvq"})
     with urllib.request.urlopen(request, timeout=SILENCE_S) as response, open(path, "wb") as file:
-        start = response.read(7)
-        if start == b"#EXTM3U":
-            return False
-        file.write(start)
-        shutil.copyfileobj(response, file)
         length = response.headers.get("Content-Length")
-        if length is not None and file.tell() < int(length):
+        limit = MAX_UNTOLD_BYTES if length is None else int(length)
+        if response.headers.get_content_type() == "multipart/x-mixed-replace":
+            limit = 0  # pictures of a camera, one after the other
+        while block := response.read(_BLOCK):
+            if file.tell() == 0 and block.startswith(b"#EXTM3U"):
+                return False
+            if file.tell() + len(block) > limit:
+                raise OSError(f"it sends more than {limit} bytes; {_ENDLESS}")
+            file.write(block)
+        if length is not None and file.tell() < limit:
             raise OSError(f"only {file.tell()} of {length} bytes arrived")
     return True
 
@@ -79,7 +85,7 @@ def _record(address: str, path: Path, error_type: type[Exception]) -> None:
     """Copy the packets of picture and sound into a Matroska file."""
     with open_address(address, error_type) as source, av.open(str(path), "w", format="matroska") as target:
         if not source.duration:
-            raise error_type(f"{address} plays without an end; demo/stream.py segments it while it plays")
+            raise error_type(f"{address} plays without an end; {_ENDLESS}")
         streams = [choose_stream(source, address, error_type), *source.streams.audio]
         copies = {stream.index: target.add_stream_from_template(stream) for stream in streams}
         for packet in source.demux(streams):

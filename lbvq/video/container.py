@@ -24,6 +24,7 @@ from lbvq.video.structure import is_cut_off, transport_packet
 
 MAX_FRAME_PIXELS = 2**26  # of one frame, 8192 x 8192; the codecs of today allow less
 _NO_FILM = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+_HIGH_DYNAMIC_RANGE = (16, 18)  # FFmpeg's AVCOL_TRC_SMPTE2084 and AVCOL_TRC_ARIB_STD_B67
 _WITH_PROMISES = ("mov", "matroska", "avi")  # formats whose headers tell how many frames or seconds there are
 _MAX_STRETCH = 4.0  # of pixels that are not square; a header that claims more is broken
 
@@ -131,6 +132,8 @@ def choose_stream(
         raise error_type(
             f"{name}: frames of {codec.width} x {codec.height} pixels are above the limit of {MAX_FRAME_PIXELS} pixels"
         )
+    if codec.color_trc in _HIGH_DYNAMIC_RANGE:
+        logger.warning("%s has a high dynamic range; its colours look paler here than in a player", name)
     codec.options = {**codec.options, "max_pixels": str(MAX_FRAME_PIXELS)}  # headers inside the stream may claim more
     return stream
 

@@ -76,6 +76,10 @@ class VideoFrames(Sequence, ABC):
             raise IndexError(f"frame {index - len(self)} does not exist, {self.name} has {len(self)} frames")
         return self._frame(index)
 
+    def check(self) -> None:
+        """Decode every frame once, so that a damaged file is found before any work; VideoError names it."""
+        len(self)
+
     def close(self) -> None:
         """Let go of the open file; reading on opens it again."""
 
@@ -140,6 +144,10 @@ class ImageFrames(VideoFrames):
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def check(self) -> None:
+        for index in range(len(self)):
+            self._frame(index)
 
     def _frame(self, index: int) -> np.ndarray:
         with _as_video_error():
@@ -219,7 +227,7 @@ class ContainerFrames(VideoFrames):
             clocks = [(frame.time, frame.decoding_time) for frame in self._decode()]
             self._start = next((time for time in clocks[0] if time is not None), 0.0)
             self._read_times = better_clock(*zip(*clocks, strict=True))
-            if len(self._read_times) == 1:
+            if len(clocks) == 1:
                 logger.warning("%s: this video has one frame", self.name)
         return self._read_times
 
@@ -243,22 +251,22 @@ class ContainerFrames(VideoFrames):
             return
         if not self._allow_truncated or damage.num_frames == 0:
             hint = "" if self._allow_truncated else "; to use the frames before that, pass allow_truncated=True"
-            raise VideoError(f"{self.path} is damaged or cut off: {damage}{hint}")
+            raise VideoError(f"{self.name} is damaged or cut off: {damage}{hint}")
         if not self._is_damaged:
             self._is_damaged = True
-            logger.warning("%s is damaged or cut off: %s; only these frames are used", self.path, damage)
+            logger.warning("%s is damaged or cut off: %s; only these frames are used", self.name, damage)
 
     def _rgb(self, frame: DecodedFrame | AnimationFrame, index: int) -> np.ndarray:
         try:
             return frame.to_rgb()
         except (FFmpegError, ValueError) as error:
-            raise VideoError(f"{self.path}: the colours of frame {index} cannot be read: {error}") from error
+            raise VideoError(f"{self.name}: the colours of frame {index} cannot be read: {error}") from error
 
     def _frame(self, index: int) -> np.ndarray:
         if index in self._recent:
             return self._recent[index].copy()  # the caller may draw into it
         if self._read_times is not None and index >= len(self._read_times):
-            raise IndexError(f"frame {index} does not exist, {self.path} has {len(self._read_times)} frames")
+            raise IndexError(f"frame {index} does not exist, {self.name} has {len(self._read_times)} frames")
         if self._decoder is None or index < self._next_index:
             self.close()
             self._decoder = self._decode()
@@ -271,7 +279,7 @@ class ContainerFrames(VideoFrames):
             if position == index:
                 return self._recent[index].copy()
         self.close()
-        raise IndexError(f"frame {index} does not exist, {self.path} has fewer frames")
+        raise IndexError(f"frame {index} does not exist, {self.name} has fewer frames")
 
 
 @contextmanager

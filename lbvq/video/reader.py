@@ -125,6 +125,10 @@ def _read_address(address: str, allow_truncated: bool) -> VideoFrames:
     if path is not None:
         return read_video(path, allow_truncated=allow_truncated)
     folder, path = fetch_video(address, VideoError)
-    frames = _read_file(path, allow_truncated)
+    try:
+        frames = _read_file(path, allow_truncated)
+    except (VideoError, OSError) as error:
+        folder.cleanup()
+        raise VideoError(f"{address} cannot be read: {error}") from error
     frames.name, frames.folder = address, folder
     return frames

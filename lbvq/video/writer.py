@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from lbvq.files.writing import atomic_path
-from lbvq.video.formats import file_url
+from lbvq.video.formats import file_url, is_clutter
 from lbvq.video.sound import Sound, SoundCopy
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def check_output(path: str | os.PathLike, inputs: Iterable[str | os.PathLike] = 
     content = list(path.iterdir()) if path.is_dir() else []
     if path.suffix and path.is_dir():
         raise FileExistsError(f"{path} is a folder; choose another name")
-    strange = [item for item in content if not re.fullmatch(r"\d{5,}\.(jpg|png)", item.name)]
+    strange = [item for item in content if not (re.fullmatch(r"\d{5,}\.(jpg|png)", item.name) or is_clutter(item))]
     if strange:  # replacing the folder would delete them
         raise FileExistsError(f"the folder {path} holds more than numbered frames, such as {strange[0].name}")
     if (content or path.is_file()) and not overwrite:

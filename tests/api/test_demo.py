@@ -222,6 +222,22 @@ def test_inputs_with_odd_names_give_their_names_to_outputs(folder):
     assert len(json.loads(Path("out.json").read_text())[0]["segmentations"]) == 6
 
 
+def test_a_damaged_image_is_found_before_the_network_is_built(folder, capsys, monkeypatch):
+    data = Path("frames/00003.png").read_bytes()
+    Path("frames/00003.png").write_bytes(data[: len(data) // 2])
+    monkeypatch.setattr(predict, "build_predictor", lambda *_: pytest.fail("the network was built"))
+    assert demo("--input", "frames", "--output", "out.json") == 2
+    assert "00003.png" in capsys.readouterr().err
+
+
+def test_a_folder_that_a_mac_has_looked_at_is_still_replaced(folder):
+    assert demo("--input", "video.mp4", "--output", "drawn") == 0
+    Path("drawn/.DS_Store").write_bytes(b"x")
+    assert demo("--input", "video.mp4", "--output", "drawn", "--overwrite") == 0
+    Path("drawn/notes.txt").write_text("precious")
+    assert demo("--input", "video.mp4", "--output", "drawn", "--overwrite") == 2
+
+
 def test_a_video_of_one_frame_is_said(folder, capsys):
     assert demo("--input", "frames/00002.png", "--output", "out.json") == 0
     assert "00002.png: this video has one frame of 80 x 60 pixels" in capsys.readouterr().out

@@ -249,6 +249,15 @@ def test_a_stream_is_upright_and_says_that_its_sound_is_lost(folder, caplog, mon
     assert len(frames) == 4 and frames[0].picture.shape == (64, 48, 3)
 
 
+def test_a_damaged_frame_ends_a_stream_and_what_was_before_is_kept(folder, caplog):
+    write_video(folder / "images", VIDEO)
+    broken = folder / "images" / "00003.jpg"
+    broken.write_bytes(broken.read_bytes()[:800])
+    assert run("--input", folder / "images", "--output", folder / "out.mp4", folder / "out.json") == 0
+    assert len(read_video(folder / "out.mp4")) == 3
+    assert "The video ends early" in caplog.text and "00003.jpg" in caplog.text
+
+
 def test_a_pipe_names_no_other_files(folder):
     text = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{(folder / 'in.mp4').as_uri()}\n#EXT-X-ENDLIST\n"
     for content in (text, f"ffconcat version 1.0\nfile '{folder / 'in.mp4'}'\n"):

@@ -99,6 +99,18 @@ def test_a_ratio_that_is_broken_is_ignored_and_said(tmp_path, caplog):
     assert "they are taken as square" in caplog.text
 
 
+@pytest.mark.parametrize("curve, is_said", [(16, True), (18, True), (1, False)])
+def test_colours_that_will_look_pale_are_said(tmp_path, caplog, curve, is_said):
+    with av.open(str(tmp_path / "a.mp4"), "w") as target:
+        stream = target.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.color_trc = curve
+        target.mux(stream.encode(av.VideoFrame.from_ndarray(grey(80), format="rgb24")))
+        target.mux(stream.encode(None))
+    read_video(tmp_path / "a.mp4")
+    assert ("its colours look paler" in caplog.text) == is_said
+
+
 # ---- images that move
 
 
@@ -280,6 +292,9 @@ def test_devices_and_pipes_are_not_waited_for(tmp_path):
     for path in (tmp_path / "pipe.mp4", Path("/dev/null")):
         with pytest.raises(VideoError, match="no file but a device or a pipe"):
             read_video(path)
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(VideoError, match=r"pipe\.jpg: it is no file"):
+        read_video([tmp_path / "pipe.jpg"])
 
 
 # ---- names
