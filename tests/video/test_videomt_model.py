@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import io
+import runpy
+from functools import partialmethod
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 import torch
 from golden_fill import frames
 from golden_samples import training_sample
+from helpers import ROOT
 from synth_targets import clips
 from torch import Tensor
 from vit_models import PMT, TINY, VIDEOMT, cfg_of, tiny, video
@@ -284,3 +288,25 @@ def test_names_of_the_data_set_fit_the_classes_of_the_network(caplog):
     assert predictor.names is not None and len(predictor.names) == 40
     with pytest.raises(ValueError, match="the model has 40 classes, got 2 names"):
         VideoPredictor(build_model(cfg).eval(), ["cat", "dog"], cfg=cfg)
+
+
+def test_compiled_blocks_give_the_same_objects(monkeypatch):
+    """MODEL.COMPILE with a backend that only traces: every block can be made a graph, and names stay as they are."""
+    plain = tiny()
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
+    compiled = tiny(MODEL__COMPILE=True)
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    clip = video(torch.from_numpy(VIDEO[:2]).permute(0, 3, 1, 2))
+    torch._dynamo.reset()
+    got, want = compiled([clip]), plain([clip])
+    assert got["pred_labels"] == want["pred_labels"]
+    assert got["pred_scores"] == pytest.approx(want["pred_scores"], rel=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+
+
+def test_the_benchmark_counts_the_operations_of_a_frame():
+    """What torch's counter found for the published network, without the sums of the matching that follows."""
+    tool = runpy.run_path(str(ROOT / "tools" / "benchmarks" / "plain_vit.py"))
+    args = argparse.Namespace(device="cpu", compile=False)
+    assert tool["gflop"]("S", (448, 800), args) == pytest.approx(114, abs=1)
+    assert tool["gflop"]("S", (544, 960), args) == pytest.approx(189, abs=1)
