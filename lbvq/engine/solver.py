@@ -126,10 +126,11 @@ def layer_groups(
     A module that offers `blocks_above(name)` is a ViT: its parameters learn `layer_multiplier` times more slowly for
     every block above them, and are of stage 1, which may start later. All others are of stage 0.
     """
+    rules = ((module, getattr(module, "blocks_above", None)) for module in model.modules())
     above = {
-        parameter: module.blocks_above(name)
-        for module in model.modules()
-        if hasattr(module, "blocks_above")
+        parameter: rule(name)
+        for module, rule in rules
+        if callable(rule)
         for name, parameter in module.named_parameters()
     }
     groups: dict[tuple[float, int], list[nn.Parameter]] = {}

@@ -12,7 +12,7 @@ patch, row by row. The blocks do not care how many tokens there are, so a caller
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -121,20 +121,16 @@ class VisionTransformer(PlainViT):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.reg_token = nn.Parameter(torch.zeros(1, num_registers, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, side * side, embed_dim))
-        self.patch_embed = nn.ModuleDict({"proj": _patch_projection(in_channels, embed_dim, patch_size)})
+        self.patch_embed = PatchEmbedding(in_channels, embed_dim, patch_size)
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads) for _ in range(depth))
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         _initialise(self)
 
     def embed(self, images: Tensor) -> Tensor:
         grid = self.grid(size_of(images))
-        patches = self.projection(images).flatten(2).transpose(1, 2)
+        patches = self.patch_embed.proj(images).flatten(2).transpose(1, 2)
         patches = patches + self.positions(grid).to(patches.dtype)
         return _with_prefix(patches, self.cls_token, self.reg_token)
-
-    @property
-    def projection(self) -> nn.Conv2d:
-        return cast(nn.Conv2d, self.patch_embed["proj"])
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """The position table resized to (h, w) patches: (1, h w, C)."""
@@ -157,10 +153,18 @@ class VisionTransformer(PlainViT):
         if name == "pos_embed" and weight.dim() == 3 and weight.shape[-1] == self.embed_dim:
             old, new = math.isqrt(weight.shape[1]), math.isqrt(self.pos_embed.shape[1])
             return resize_positions(weight, (old, old), (new, new)) if old * old == weight.shape[1] else None
-        kernel = self.projection.weight
+        kernel = self.patch_embed.proj.weight
         if name == "patch_embed.proj.weight" and weight.dim() == 4 and weight.shape[:2] == kernel.shape[:2]:
-            return resize_patch_kernel(weight, size_of(kernel))
+            return resize_patch_kernel(weight, (self.patch_size, self.patch_size))
         return None
+
+
+class PatchEmbedding(nn.Module):
+    """Where checkpoints have the projection of patches."""
+
+    def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = _patch_projection(in_channels, dim, patch_size)
 
 
 class Block(nn.Module):

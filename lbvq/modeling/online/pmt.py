@@ -9,7 +9,7 @@ and 63.8 on the first two.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,7 @@ from mask2former.registry import META_ARCH_REGISTRY
 from mask2former.resize import size_of
 
 from .propagation import PropagatedQueries, vit_from_config
-from .query_network import FrameTokens, QueryNetwork
+from .query_network import Encoder, FrameTokens, QueryBackbone, QueryNetwork
 
 if TYPE_CHECKING:
     from mask2former.cfg import Cfg
@@ -32,7 +32,7 @@ class pmt_online(PropagatedQueries):  # published name
     """PMT over videos."""
 
     @classmethod
-    def build_backbone(cls, cfg: Cfg) -> nn.Module:
+    def build_backbone(cls, cfg: Cfg) -> QueryBackbone:
         settings = cfg.MODEL.BACKBONE
         check_form(settings)
         vit = vit_from_config(cfg)
@@ -47,10 +47,6 @@ class pmt_online(PropagatedQueries):  # published name
         )
         norm = batch_norm(cfg.MODEL.DEVICE) if settings.EXTRA_BN else nn.Identity
         return PMT(vit, decoder, levels=settings.INTERACTION_INDICES, norm=norm, is_frozen=settings.FROZEN_ENCODER)
-
-    @staticmethod
-    def network_of(backbone: nn.Module) -> QueryNetwork:
-        return cast(QueryNetwork, backbone.decoder)
 
 
 def check_form(settings: Cfg) -> None:
@@ -74,7 +70,7 @@ def batch_norm(device: str) -> type[nn.Module]:
     return nn.SyncBatchNorm if several and str(device).startswith("cuda") else nn.BatchNorm1d
 
 
-class PMT(nn.Module):
+class PMT(QueryBackbone):
     """The frozen encoder, the norms of its levels, and the decoder."""
 
     def __init__(
@@ -94,7 +90,7 @@ class PMT(nn.Module):
                 f"{list(levels)}."
             )
         self.levels, self.is_frozen = tuple(levels), is_frozen
-        self.encoder = nn.ModuleDict({"backbone": vit})
+        self.encoder = Encoder(vit)
         for name in ("pixel_mean", "pixel_std"):  # checkpoint names; frames come normalised
             self.encoder.register_buffer(name, torch.zeros(1, 3, 1, 1))
         self.bn = nn.ModuleList(norm(vit.embed_dim) for _ in levels)
@@ -104,11 +100,15 @@ class PMT(nn.Module):
 
     @property
     def vit(self) -> PlainViT:
-        return cast(PlainViT, self.encoder["backbone"])
+        return self.encoder.backbone
+
+    @property
+    def network(self) -> QueryNetwork:
+        return self.decoder
 
     @property
     def compiled_parts(self) -> Sequence[nn.Module]:
-        return [*self.vit.blocks, *self.decoder.compiled_parts]
+        return [*self.vit.blocks, *self.decoder.blocks, self.decoder.upscale]
 
     def train(self, mode: bool = True) -> PMT:
         super().train(mode)
@@ -117,7 +117,6 @@ class PMT(nn.Module):
         return self
 
     def encode(self, images: Tensor) -> FrameTokens:
-        """(t, 3, H, W) normalised images -> their tokens, each frame by itself."""
         grid = self.vit.grid(size_of(images))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             levels = self.encoder_levels(images, grid)
@@ -169,8 +168,8 @@ class PmtDecoder(QueryNetwork):
         self.register_buffer("attn_mask_probs", torch.ones(num_blocks))  # checkpoint name; nothing reads it
 
     @property
-    def query_blocks(self) -> Sequence[nn.Module]:
-        return list(self.blocks)
+    def query_blocks(self) -> nn.ModuleList:
+        return self.blocks
 
     @property
     def last_norm(self) -> nn.Module:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mask2former.abilities import Abilities
 from mask2former.modeling.criterion import SetCriterion, layer_weights, weighted
@@ -23,7 +23,7 @@ from ..base import is_compiled
 from ..clips.consistent import ConsistentMatcher
 from ..postprocess import select_top
 from ..targets import ABSENT, clip_target
-from .query_network import FrameTokens, QueryNetwork, Readings
+from .query_network import FrameTokens, QueryBackbone, QueryNetwork, Readings
 from .segmenter import Evidence, OnlineSegmenter, StepMasks, StreamState
 from .tracking import add_logits, keep_finite, mean_probabilities
 
@@ -51,17 +51,18 @@ class PublishedFaults:
 class PropagatedQueries(OnlineSegmenter):
     """A ViT and a `QueryNetwork` that are run over videos and trained on clips.
 
-    A subclass builds both (`build_backbone`) and says where in them the network is (`network_of`).
+    A subclass builds both (`build_backbone`).
     """
 
+    backbone: QueryBackbone
+
     can: ClassVar[Abilities] = Abilities(online=True, compile=True)
-    backbone: Any
     use_quality = False
 
     def __init__(
         self,
         *,
-        backbone: Any,
+        backbone: QueryBackbone,
         criterion: SetCriterion,
         num_auxiliary: int,
         faults: PublishedFaults,
@@ -69,7 +70,7 @@ class PropagatedQueries(OnlineSegmenter):
         **video_model: Any,
     ) -> None:
         """Args:
-        backbone: encoder and network; its `encode(images)` gives `FrameTokens`.
+        backbone: encoder and network.
         criterion: gives the losses of single frames; its matcher makes them consistent over a clip.
         num_auxiliary: the heads are also trained on what enters the first so many blocks of the queries.
         faults: of the published code, to train with.
@@ -92,7 +93,7 @@ class PropagatedQueries(OnlineSegmenter):
         if settings.TEST.TASK != "vis":
             raise ValueError(f"MODEL.BACKBONE.TEST.TASK must be 'vis', got {settings.TEST.TASK!r}.")
         backbone = cls.build_backbone(cfg)
-        num_blocks = len(cls.network_of(backbone).query_blocks)
+        num_blocks = len(backbone.network.query_blocks)
         # as published: what enters the last block is not trained, though it is computed and matched there
         num_trained = num_blocks if ours.SUPERVISE_LAST_INPUT else num_blocks - 1
         num_auxiliary = num_trained if settings.DEEP_SUPERVISION else 0
@@ -109,18 +110,14 @@ class PropagatedQueries(OnlineSegmenter):
         }
 
     @classmethod
-    def build_backbone(cls, cfg: Cfg) -> nn.Module:
+    def build_backbone(cls, cfg: Cfg) -> QueryBackbone:
         """Encoder and network that MODEL.BACKBONE describes."""
-        raise NotImplementedError
-
-    @staticmethod
-    def network_of(backbone: nn.Module) -> QueryNetwork:
-        """The part that the queries go through."""
         raise NotImplementedError
 
     @property
     def network(self) -> QueryNetwork:
-        return self.network_of(self.backbone)
+        """The part that the queries go through."""
+        return self.backbone.network
 
     @property
     def num_classes(self) -> int:
@@ -138,7 +135,8 @@ class PropagatedQueries(OnlineSegmenter):
 
     def advance(self, state: StreamState, evidence: Evidence) -> tuple[StreamState, StepMasks]:
         network, patches = self.network, evidence["patches"]
-        frame = FrameTokens(evidence["prefix"], patches, network.rotation((patches.shape[1], patches.shape[2])))
+        grid = (patches.shape[1], patches.shape[2])
+        frame = FrameTokens(evidence["prefix"], patches, network.rotation(grid))
         queries = network.queries_after(state.get("carried"))
         stages = network.run_blocks(queries, frame)
         readings = network.read(network.last_norm(stages[-1]), frame.grid)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mask2former.linear import Linear
-from mask2former.modeling.vit import Rotation
+from mask2former.modeling.vit import PlainViT, Rotation
 
 
 @dataclass
@@ -53,6 +53,32 @@ class Readings:
     patches: Tensor
 
 
+class QueryBackbone(nn.Module):
+    """An encoder and the network that takes its tokens: what checkpoints have under `backbone`."""
+
+    @property
+    def network(self) -> QueryNetwork:
+        """The part that the queries go through."""
+        raise NotImplementedError
+
+    @property
+    def compiled_parts(self) -> Sequence[nn.Module]:
+        """What is worth compiling."""
+        raise NotImplementedError
+
+    def encode(self, images: Tensor) -> FrameTokens:
+        """(t, 3, H, W) normalised images -> their tokens, each frame by itself."""
+        raise NotImplementedError
+
+
+class Encoder(nn.Module):
+    """Where checkpoints have the ViT: `encoder.backbone`."""
+
+    def __init__(self, vit: PlainViT) -> None:
+        super().__init__()
+        self.backbone = vit
+
+
 class QueryNetwork(nn.Module):
     """Queries, blocks that they go through, and heads. A subclass brings the blocks and the last norm.
 
@@ -79,7 +105,7 @@ class QueryNetwork(nn.Module):
         raise NotImplementedError
 
     @property
-    def query_blocks(self) -> Sequence[nn.Module]:
+    def query_blocks(self) -> nn.ModuleList:
         """The blocks that the queries go through."""
         raise NotImplementedError
 
@@ -87,11 +113,6 @@ class QueryNetwork(nn.Module):
     def last_norm(self) -> nn.Module:
         """Applied to all tokens before the heads read them for the last time."""
         raise NotImplementedError
-
-    @property
-    def compiled_parts(self) -> Sequence[nn.Module]:
-        """What is worth compiling."""
-        return [*self.query_blocks, self.upscale]
 
     @property
     def num_queries(self) -> int:

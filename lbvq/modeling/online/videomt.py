@@ -9,7 +9,7 @@ of one frame it is the image model EoMT (CVPR 2025).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from mask2former.registry import META_ARCH_REGISTRY
 from mask2former.resize import size_of
 
 from .propagation import PropagatedQueries, vit_from_config
-from .query_network import FrameTokens, QueryNetwork
+from .query_network import Encoder, FrameTokens, QueryBackbone, QueryNetwork
 
 if TYPE_CHECKING:
     from mask2former.cfg import Cfg
@@ -30,7 +30,7 @@ class videomt_online(PropagatedQueries):  # published name
     """VidEoMT over videos."""
 
     @classmethod
-    def build_backbone(cls, cfg: Cfg) -> nn.Module:
+    def build_backbone(cls, cfg: Cfg) -> QueryBackbone:
         settings = cfg.MODEL.BACKBONE
         return VidEoMT(
             vit_from_config(cfg),
@@ -40,12 +40,8 @@ class videomt_online(PropagatedQueries):  # published name
             norm_queries=settings.NORM_QUERIES,
         )
 
-    @staticmethod
-    def network_of(backbone: nn.Module) -> QueryNetwork:
-        return cast(QueryNetwork, backbone)
 
-
-class VidEoMT(QueryNetwork):
+class VidEoMT(QueryNetwork, QueryBackbone):
     """A ViT whose last blocks also take queries."""
 
     def __init__(self, vit: PlainViT, *, query_blocks: Sequence[int], **heads: Any) -> None:
@@ -62,16 +58,20 @@ class VidEoMT(QueryNetwork):
                 f"{[depth - 2, depth - 1]}; got {list(query_blocks)}."
             )
         self.num_frame_blocks = depth - len(query_blocks)
-        self.encoder = nn.ModuleDict({"backbone": vit})
+        self.encoder = Encoder(vit)
         self.register_buffer("attn_mask_probs", torch.ones(len(query_blocks)))  # checkpoint name; nothing reads it
 
     @property
     def vit(self) -> PlainViT:
-        return cast(PlainViT, self.encoder["backbone"])
+        return self.encoder.backbone
 
     @property
-    def query_blocks(self) -> Sequence[nn.Module]:
-        return list(self.vit.blocks[self.num_frame_blocks :])
+    def network(self) -> QueryNetwork:
+        return self
+
+    @property
+    def query_blocks(self) -> nn.ModuleList:
+        return self.vit.blocks[self.num_frame_blocks :]
 
     @property
     def last_norm(self) -> nn.Module:
@@ -85,7 +85,6 @@ class VidEoMT(QueryNetwork):
         return self.vit.rotation(grid, self.q.weight.device)
 
     def encode(self, images: Tensor) -> FrameTokens:
-        """(t, 3, H, W) normalised images -> their tokens, each frame by itself."""
         grid = self.vit.grid(size_of(images))
         tokens, rotation = self.vit.embed(images), self.rotation(grid)
         for block in self.vit.blocks[: self.num_frame_blocks]:
