@@ -64,9 +64,14 @@ def has_ability(model: Any, ability: str) -> bool:
 def require(model: Any, ability: str) -> None:
     """Raise ValueError, one sentence of what to do, when a model or class lacks an ability; see `has_ability`."""
     if not has_ability(model, ability):
-        name = model.__name__ if isinstance(model, type) else type(model).__name__
-        or_match = OR_MATCH if has_ability(model, "match_frames") else ""
-        raise ValueError(REFUSALS[ability].format(name=name, or_match=or_match))
+        raise ValueError(refusal(model, ability))
+
+
+def refusal(model: Any, ability: str) -> str:
+    """The sentence for a model or class that lacks an ability."""
+    name = model.__name__ if isinstance(model, type) else type(model).__name__
+    or_match = OR_MATCH if has_ability(model, "match_frames") else ""
+    return REFUSALS[ability].format(name=name, or_match=or_match)
 
 
 def check_settings(model: Any, cfg: Cfg) -> None:

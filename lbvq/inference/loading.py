@@ -13,6 +13,7 @@ import lbvq.modeling  # noqa: F401  registers the methods
 from lbvq.data.builtin import MetadataCatalog
 from lbvq.engine.checkpoint import load_weights
 from lbvq.zoo import load_config
+from mask2former.abilities import refusal
 from mask2former.registry import build_model
 
 if TYPE_CHECKING:
@@ -82,7 +83,10 @@ def fitting_names(cfg: Cfg, model: Any, classes: Sequence[str] | None) -> tuple[
     num_classes = getattr(model, "num_classes", cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     if classes is not None:
         if len(classes) != num_classes:
-            raise ValueError(f"the model has {num_classes} classes, got {len(classes)} names in `classes`")
+            raise ValueError(
+                f"the model has {num_classes} classes, got {len(classes)} names in `classes`. "
+                f"{refusal(model, 'open_vocabulary')}"
+            )
         return tuple(classes)
     names = class_names_of(cfg)
     if names is None or len(names) == num_classes:
@@ -91,7 +95,7 @@ def fitting_names(cfg: Cfg, model: Any, classes: Sequence[str] | None) -> tuple[
         "The model has %d classes but %s names %d; classes are shown by number. Pass `classes`, or set DATASETS.TEST "
         "to the data set the model was trained for.",
         num_classes,
-        cfg.DATASETS.TEST[0],
+        "MODEL.CATEGORIES" if cfg.MODEL.CATEGORIES.NAMES else cfg.DATASETS.TEST[0],
         len(names),
     )
     return None

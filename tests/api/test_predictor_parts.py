@@ -87,7 +87,7 @@ def test_a_folder_of_a_model_has_its_configuration_and_weights(tmp_path):
 
 @pytest.mark.parametrize("count, names", [(2, "3 classes, got 2"), (4, "3 classes, got 4")])
 def test_names_of_classes_must_be_as_many_as_classes(count, names):
-    with pytest.raises(ValueError, match=names):
+    with pytest.raises(ValueError, match=rf"{names} .* RedGreenModel knows the classes it was trained on"):
         VideoPredictor.from_config(config(), "", ["name"] * count)
 
 
@@ -97,6 +97,13 @@ def test_names_of_a_data_set_that_are_not_as_many_as_classes_are_left_out(num_cl
     with caplog.at_level(logging.WARNING):
         assert VideoPredictor.from_config(cfg, "").names is None
     assert f"has {num_classes} classes but ovis_val names 25" in caplog.text
+
+
+def test_names_that_came_with_a_model_and_do_not_fit_are_left_out(caplog):
+    cfg = config(MODEL__CATEGORIES__NAMES=["person", "bed"])
+    with caplog.at_level(logging.WARNING):
+        assert VideoPredictor.from_config(cfg, "").names is None
+    assert "has 3 classes but MODEL.CATEGORIES names 2" in caplog.text
 
 
 @pytest.mark.parametrize("predictor", PREDICTORS)
