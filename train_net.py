@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import sys
 
-from lbvq.cli.training import Trainer, start
+from lbvq.cli.training import Trainer, build_cfg, main, start
 from lbvq.engine.setup import default_argument_parser
 from lbvq.engine.user_errors import HINT, user_command
 from lbvq.files.data_entries import add_data_argument
 
-__all__ = ["Trainer", "run"]
+__all__ = ["Trainer", "build_cfg", "main", "run"]
 
 
 @user_command

@@ -10,6 +10,8 @@ from data_cases import small_cfg
 
 from lbvq.data.build import build_test_loader, build_train_loader
 from lbvq.data.catalog import DatasetCatalog, MetadataCatalog
+from lbvq.data.checks import check_test_set
+from lbvq.data.ytvis import register_ytvis_instances
 from lbvq.engine import comm
 
 RECORDS = [{"video_id": n, "width": 4, "height": 3, "length": 1, "annotations": [[{"iscrowd": 0}]]} for n in range(7)]
@@ -46,3 +48,13 @@ def share_records(folder: str) -> None:
         "error": error,
     }
     Path(folder, f"result_{comm.get_rank()}.json").write_text(json.dumps(result))
+
+
+def check_own_test_set(json_file: str, folder: str) -> None:
+    """Check a data set whose classes are known once its file is read, and write down the classes in each process."""
+    register_ytvis_instances("own", {}, json_file, folder)
+    check_test_set(small_cfg("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 1), "own")
+    first = MetadataCatalog.get("own").thing_classes
+    loader = build_test_loader(small_cfg(), "own")
+    text = f"{first} {len(loader.dataset)} {MetadataCatalog.get('own').thing_classes}"
+    Path(folder, f"rank{comm.get_rank()}.txt").write_text(text)

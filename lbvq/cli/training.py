@@ -13,6 +13,7 @@ from torch import nn
 from lbvq.config import CfgNode
 from lbvq.data import build_test_loader, build_train_loader
 from lbvq.data.builtin import MetadataCatalog
+from lbvq.data.checks import check_class_count, check_test_set, warn_of_many_objects
 from lbvq.engine import comm
 from lbvq.engine.checkpoint import Checkpointer
 from lbvq.engine.defaults import DefaultTrainer
@@ -27,6 +28,7 @@ from lbvq.files.json_files import to_json
 from lbvq.files.writing import write_text
 from lbvq.inference.frames import open_frames
 from lbvq.modeling import as_tested
+from lbvq.modeling.targets import fewest_queries
 from lbvq.refine import build_refiner, refine_output
 from lbvq.zoo import load_config
 from mask2former.abilities import REFUSALS, has_ability, require
@@ -69,6 +71,22 @@ class Trainer(DefaultTrainer):
         return build_evaluator(cfg, dataset_name, folder, open_vocabulary=is_open)
 
     @classmethod
+    def check_test_sets(cls, cfg: CfgNode) -> None:
+        """Find out before the first step what evaluation would find out after the last: files, classes, annotations."""
+        for name in cfg.DATASETS.TEST:
+            try:
+                check_test_set(cfg, name)
+                comm.once_per_machine(cls.build_evaluator(cfg, name).check)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{error} (DATASETS.TEST () trains without evaluating.)") from error
+
+    def check_training_data(self) -> None:
+        """Compare what the training sets hold with what the model can learn."""
+        names = self.cfg.DATASETS.TRAIN
+        check_class_count(self.cfg, self.cfg.DATASETS.TARGET or (names if isinstance(names, str) else names[-1]))
+        warn_of_many_objects(self.data_loader.object_counts, fewest_queries(unwrap(self.model)))
+
+    @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[Any] | None = None) -> dict[str, Any]:
         """Evaluate the model in the form in which it is tested."""
         return super().test(cfg, as_tested(unwrap(model)), evaluators)
@@ -91,7 +109,7 @@ class Trainer(DefaultTrainer):
 
 def build_cfg(args: argparse.Namespace) -> CfgNode:
     """Defaults, then the YAML file, then the command line."""
-    cfg = load_config(args.config_file, [*data_options(args.data), *args.opts])
+    cfg = load_config(args.config_file, [*data_options(getattr(args, "data", ())), *args.opts])
     cfg.freeze()
     return cfg
 
@@ -120,10 +138,12 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 def train_or_evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     """Do what the command line asks for and write the metrics down; {} on all processes but the first."""
+    Trainer.check_test_sets(cfg)
     if args.eval_only:
         results = evaluate_only(cfg, args.resume)
     else:
         trainer = Trainer(cfg)
+        trainer.check_training_data()
         trainer.resume_or_load(resume=args.resume)
         if getattr(args, "score_before", False) and trainer.start_iter == 0:
             _write_metrics(cfg, Trainer.test(cfg, trainer.model), METRICS_BEFORE)

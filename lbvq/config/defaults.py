@@ -66,6 +66,7 @@ DATA: dict[str, Any] = {
         "REPEAT_THRESHOLD": 0.0,  # categories in fewer images than this share are repeated
         "REPEAT_SQRT": True,  # repeat by the square root of threshold / share
         "FILTER_EMPTY_ANNOTATIONS": True,  # drop training records without an object
+        "CHECK_FILES": True,  # before the first step, look whether every image that is listed is there
     },
 }
 

@@ -124,6 +124,14 @@ def clean_segmentation(
     return polygons or None
 
 
+def check_mask_size(segmentation: Any, size_hw: tuple[int, int], where: str) -> None:
+    """Raise when a mask of run lengths has another size than its frame; that is known without decoding it."""
+    if isinstance(segmentation, dict):
+        size = rules.frame_size(need(segmentation, "size", f"{where}, segmentation"), where, exact=True)
+        if size != tuple(size_hw):
+            raise ValueError(f"{where}: mask size {size} (height, width) differs from the frame's {tuple(size_hw)}")
+
+
 def _is_polygon(points: Any) -> bool:
     return isinstance(points, list) and len(points) % 2 == 0 and len(points) >= 6
 

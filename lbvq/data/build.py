@@ -21,6 +21,7 @@ from lbvq.data.batches import (
     with_seeds,
 )
 from lbvq.data.catalog import DatasetCatalog, MetadataCatalog
+from lbvq.data.checks import ObjectCounts, check_records, class_facts, count_objects
 from lbvq.data.class_maps import class_map_between
 from lbvq.data.clip_mapper import VideoClipMapper, VideoTestMapper
 from lbvq.data.image_mapper import ImageMapper, ImageTestMapper
@@ -52,12 +53,14 @@ class TrainingSet:
         records: shared bytes.
         is_landscape: for each record, wider than high.
         factors: (records,) how often each record comes per epoch; None: once.
+        counts: how many objects the records have.
     """
 
     name: str
     records: RecordStore
     is_landscape: list[bool]
     factors: torch.Tensor | None = None
+    counts: ObjectCounts | None = None
 
 
 def build_train_loader(cfg: Any, *, mappers: Sequence[Mapper] | None = None) -> TrainLoader:
@@ -96,6 +99,7 @@ def build_train_loader(cfg: Any, *, mappers: Sequence[Mapper] | None = None) -> 
         batch_size=batch_size,
         world_size=comm.get_world_size(),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        object_counts=[each.counts for each in sets if each.counts is not None],
     )
 
 
@@ -162,7 +166,8 @@ def build_test_loader(cfg: Any, dataset_name: str, *, mapper: Mapper | None = No
 
     Videos are decoded while the model works on them, images by DATALOADER.NUM_WORKERS workers.
     """
-    store, _ = load_once_per_machine(lambda: (DatasetCatalog.get(dataset_name), None))
+    store, facts = load_once_per_machine(lambda: (DatasetCatalog.get(dataset_name), class_facts(dataset_name)))
+    MetadataCatalog.get(dataset_name).set(**facts)  # in the processes that did not read the file
     if mapper is None:
         if _kind(dataset_name) == "video":
             mapper = VideoTestMapper.from_config(cfg)
@@ -229,19 +234,18 @@ def _load_training_set(name: str, cfg: Any) -> TrainingSet:
                 f"No valid data found in {name!r}: it has no record, or none with objects "
                 "(DATALOADER.FILTER_EMPTY_ANNOTATIONS)."
             )
+        check_records(cfg, name, records)
         is_landscape = [record["width"] > record["height"] for record in records]
         factors = None
         if wants_factors:
             categories = [{each["category_id"] for each in _objects(record)} for record in records]
             factors = repeat_factors(categories, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT)
-        metadata = MetadataCatalog.get(name)
-        facts = {key: metadata.get(key) for key in ("thing_classes", "thing_dataset_id_to_contiguous_id")}
-        return records, (is_landscape, factors, {key: value for key, value in facts.items() if value is not None})
+        return records, (is_landscape, factors, count_objects(name, records), class_facts(name))
 
-    records, (is_landscape, factors, facts) = load_once_per_machine(load)
+    records, (is_landscape, factors, counts, facts) = load_once_per_machine(load)
     MetadataCatalog.get(name).set(**facts)
     logger.info("%s: %d records, %.2f MiB of annotations", name, len(records), records.num_bytes / 2**20)
-    return TrainingSet(name, records, is_landscape, factors)
+    return TrainingSet(name, records, is_landscape, factors, counts)
 
 
 def _training_names(cfg: Any) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from lbvq.data.annotation_files import (
     INVALID_SEGMENTATIONS,
+    check_mask_size,
     clean_box,
     clean_segmentation,
     list_of,
@@ -126,6 +127,7 @@ def _add_objects(records: Mapping[int, Record], found: list[rules.Linked], id_ma
         segmentation = each.entry.get("segmentation")
         if segmentation:
             size_hw = (record["height"], record["width"])
+            check_mask_size(segmentation, size_hw, each.where)
             segmentation = clean_segmentation(segmentation, size_hw, each.where, tally)
         else:
             tally.add(INVALID_SEGMENTATIONS, each.where)

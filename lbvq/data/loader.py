@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lbvq.data.batches import Pick
+from lbvq.data.checks import ObjectCounts
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +145,7 @@ class TrainLoader:
         world_size: int = 1,
         num_workers: int = 0,
         prefetch_factor: int = 2,
+        object_counts: Sequence[ObjectCounts] = (),
     ) -> None:
         """Take what a run is made of; nothing starts before the first iteration.
 
@@ -155,11 +157,13 @@ class TrainLoader:
             world_size: number of processes, to translate a state between runs of different size.
             num_workers: loader processes; 0 loads in this process.
             prefetch_factor: batches each worker prepares in advance.
+            object_counts: of each data set.
         """
         self.dataset = dataset
         self.batch_size = batch_size
         self.world_size = world_size
         self.num_workers = num_workers
+        self.object_counts = list(object_counts)
         self._make_plan = make_plan
         self._seed = seed
         self._plan_workers = num_workers  # a plan depends on it, so a resumed run keeps that of the first one

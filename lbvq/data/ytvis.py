@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lbvq.data.annotation_files import (
+    check_mask_size,
     clean_box,
     clean_segmentation,
     list_of,
@@ -94,6 +95,8 @@ def _record(video_id: int, video: Mapping[str, Any], names: list[str], image_roo
     length = rules.num_frames(video, len(names), where)
     if not names or length is None:
         raise ValueError(f"{where} has no file_names.")
+    for kind in ("neg", "not_exhaustive"):  # only scoring needs them
+        rules.id_list(video, f"{kind}_category_ids", where)
     height, width = needed_size(video, where)
     record = {
         "file_names": [str(Path(image_root) / name) for name in names[:length]],
@@ -125,6 +128,8 @@ def _add_annotation(
         place = f"{where}, frame {t}"
         if has_boxes and not box and _is_left_out(mask, size_hw, needs_boxes, place, tally):
             continue
+        if not record.get("size_from_image"):
+            check_mask_size(mask, size_hw, place)
         segmentation = clean_segmentation(mask, size_hw, place, tally)
         if segmentation is None:
             continue

@@ -7,6 +7,7 @@ on a laptop. Python objects travel over gloo, also when gradients travel over NC
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,21 @@ def broadcast(value: Any, src: int = 0) -> Any:
     box = [value if get_rank() == src else None]
     dist.broadcast_object_list(box, src=src, group=_object_group())
     return box[0]
+
+
+def once_per_machine(function: Callable[[], Any]) -> Any:
+    """Run a function on one process of each machine while the others wait; all get its result, or raise its error."""
+    offer: tuple[Any, Exception | None] = (None, None)
+    if get_local_rank() == 0:
+        try:
+            offer = (function(), None)
+        except Exception as error:  # raised below, in all processes
+            offer = (None, error)
+    offers = all_gather(offer)
+    for _, raised in offers:
+        if raised is not None:
+            raise raised
+    return offers[get_rank() - get_local_rank()][0]  # ranks of one machine are consecutive
 
 
 def shared_random_seed() -> int:

@@ -17,6 +17,9 @@ class DatasetEvaluator(ABC):
     The protocol is that of detectron2, so evaluators of both projects can stand in for each other.
     """
 
+    def check(self) -> None:  # noqa: B027  optional: evaluators of other projects do not have it
+        """Raise now what `evaluate` would raise about the annotation file after hours; by default there is nothing."""
+
     @abstractmethod
     def reset(self) -> None:
         """Forget everything; called before the first `process`."""
@@ -36,6 +39,11 @@ class DatasetEvaluators(DatasetEvaluator):
     def __init__(self, evaluators: Sequence[DatasetEvaluator]) -> None:
         """Take evaluators that score different tasks."""
         self._evaluators = list(evaluators)
+
+    def check(self) -> None:
+        """Check all."""
+        for evaluator in self._evaluators:
+            evaluator.check()
 
     def reset(self) -> None:
         """Reset all."""

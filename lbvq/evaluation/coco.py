@@ -59,6 +59,12 @@ def score_coco(
     return {task: _evaluate(truth, _read_detections(file, sizes, truth, task), task) for task in tasks}
 
 
+def check_coco(ground_truth: str | Path | Mapping[str, Any] | MaskFile) -> None:
+    """Raise ValueError where `score_coco` would because of the annotations."""
+    file = _read(ground_truth, "ground truth")
+    _read_truth(file, _image_sizes(file))
+
+
 def _has(entry: Any, key: str) -> bool:
     return isinstance(entry, Mapping) and entry.get(key) is not None
 

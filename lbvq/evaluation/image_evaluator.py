@@ -11,8 +11,9 @@ from typing import Any
 
 from lbvq.data.catalog import MetadataCatalog
 from lbvq.engine import comm
+from lbvq.evaluation.annotations import GroundTruth
 from lbvq.evaluation.base import DatasetEvaluator, Results
-from lbvq.evaluation.image_metrics import IMAGE_METRICS
+from lbvq.evaluation.image_metrics import IMAGE_CHECKS, IMAGE_METRICS
 from lbvq.evaluation.result_files import ResultParts
 from lbvq.evaluation.tables import format_results
 from lbvq.files.mask_file import read_mask_file
@@ -52,6 +53,14 @@ class ImageInstanceEvaluator(DatasetEvaluator):
         self._metric = metric
         self._parts = ResultParts(output_dir)
         self._seen: set[Any] = set()
+
+    def check(self) -> None:
+        """Read the annotations and every mask of them by the rules of scoring; nothing of them is kept."""
+        truth = read_mask_file(self._metadata.json_file)
+        if isinstance(truth.document, Mapping) and truth.document.get("annotations") is None:
+            GroundTruth(truth, noun="image")  # their ids and sizes still count
+        else:
+            IMAGE_CHECKS[self._metric](truth)
 
     def reset(self) -> None:
         """Forget all predictions."""

@@ -21,5 +21,20 @@ def _lvis(ground_truth: Any, results: Any) -> Results:
     return {"segm": LvisScorer(ground_truth).update(results).compute()}
 
 
+def _check_coco(ground_truth: Any) -> None:
+    from lbvq.evaluation.coco import check_coco
+
+    check_coco(ground_truth)
+
+
+def _check_lvis(ground_truth: Any) -> None:
+    from lbvq.evaluation.lvis import LvisScorer
+
+    LvisScorer(ground_truth).check_masks()
+
+
 # Name -> function of annotations and results, both a path or what `read_mask_file` returned.
 IMAGE_METRICS: dict[str, Callable[[Any, Any], Results]] = {"coco": _coco, "lvis": _lvis}
+
+# Name -> function of annotations that raises ValueError where scoring would.
+IMAGE_CHECKS: dict[str, Callable[[Any], None]] = {"coco": _check_coco, "lvis": _check_lvis}

@@ -37,6 +37,10 @@ class LvisScorer:
         truth.tracks = [track for track in truth.tracks if _has_area(track, truth)]
         self._ap = TubeAP(truth, LVIS_SETTINGS)
 
+    def check_masks(self) -> None:
+        """Decode every mask of the ground truth; ValueError names the first that is broken."""
+        self._ap.check_masks()
+
     def reset(self) -> None:
         """Forget all predictions."""
         self._ap.reset()

@@ -21,6 +21,7 @@ import numpy as np
 from lbvq.evaluation.accumulate import accumulate
 from lbvq.evaluation.annotations import Detection, GroundTruth, Track, Video, read_predictions
 from lbvq.evaluation.boundary import BoundaryTubes, boundary_iou
+from lbvq.evaluation.mask_texts import Masks
 from lbvq.evaluation.overlap import TubeRuns, tube_iou
 from lbvq.evaluation.runs import keep_freed_memory
 from lbvq.evaluation.tube_ap_result import TubeApResult
@@ -69,6 +70,13 @@ class TubeAP:
             self._categories_of[track.video_id].add(track.category_id)
         self._smallest_iou = min(self.settings.iou_thresholds[0], 1 - 1e-10)
         self.reset()
+
+    def check_masks(self) -> None:
+        """Decode every mask of the ground truth; ValueError names the first that is broken."""
+        for index, track in enumerate(self.ground_truth.tracks):
+            self._decode_track(index)
+            if self.settings.boundary_ratio is not None and track.boundary_masks is not None:
+                self._decode_track(index, track.boundary_masks)
 
     def reset(self) -> None:
         """Forget all predictions."""
@@ -129,7 +137,7 @@ class TubeAP:
 
     def _name_track(self, index: int) -> str:
         track = self.ground_truth.tracks[index]
-        return f"{self.ground_truth.name}: video {track.video_id}, annotation {track.id}"
+        return f"{self.ground_truth.name}: {self.ground_truth.noun} {track.video_id}, annotation {track.id}"
 
     def _check_length(self, video: Video, length: int, where: str) -> None:
         if video.length is None:
@@ -171,7 +179,7 @@ class TubeAP:
 
         def where_detection(index: int, frame: int) -> str:
             detection = detections[index]
-            return f"{source}: detection {detection.index} (video {detection.video_id}), frame {frame}"
+            return f"{source}: detection {detection.index} ({truth.noun} {detection.video_id}), frame {frame}"
 
         def where_track(index: int, frame: int) -> str:
             return f"{self._name_track(int(track_index[index]))}, frame {frame}"
@@ -325,8 +333,8 @@ class TubeAP:
         tracks = range(len(self.ground_truth.tracks))
         return np.array([np.count_nonzero(self._decode_track(index).areas) for index in tracks], np.int64)
 
-    def _decode_track(self, index: int) -> TubeRuns:
-        """Decode all masks of a track; ValueError names the first that is broken."""
+    def _decode_track(self, index: int, masks: Masks | None = None) -> TubeRuns:
+        """Decode all masks of a track (or others of it); ValueError names the first that is broken."""
         track = self.ground_truth.tracks[index]
         size, name = self.ground_truth.videos[track.video_id].size or (1, 1), self._name_track(index)
-        return TubeRuns([track.masks], size, lambda _, frame: f"{name}, frame {frame}")
+        return TubeRuns([masks or track.masks], size, lambda _, frame: f"{name}, frame {frame}")

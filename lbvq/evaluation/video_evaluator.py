@@ -51,6 +51,14 @@ class VideoInstanceEvaluator(DatasetEvaluator):
         self._is_ready = False
         self._seen: set[int] = set()
 
+    def check(self) -> None:
+        """Read the annotations and every mask of them by the rules of scoring; nothing of them is kept."""
+        truth = read_ground_truth(
+            self._metric, self._metadata.json_file, reference=bool(self._options.get("reference"))
+        )
+        if truth.has_annotations:
+            VideoScorer(self._metric, truth, **self._options).check_masks()
+
     def reset(self) -> None:
         """Forget all predictions."""
         self._parts.reset()

@@ -146,6 +146,11 @@ class VideoScorer:
                 )
         self._tasks = {task: TubeAP(ground_truth, chosen) for task, chosen in settings.items()}
 
+    def check_masks(self) -> None:
+        """Decode every mask of the ground truth; ValueError names the first that is broken."""
+        for task in self._tasks.values():
+            task.check_masks()
+
     def reset(self) -> None:
         """Forget all predictions."""
         for task in self._tasks.values():

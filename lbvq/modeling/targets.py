@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mask2former.structures import ABSENT
 
@@ -181,3 +181,17 @@ def sample_name(sample: dict[str, Any]) -> str:
     if sample.get("frame_idx") is not None:
         parts.append(f"frames {list(sample['frame_idx'])}")
     return ", ".join(parts) or "sample without a name"
+
+
+def fewest_queries(model: nn.Module) -> int | None:
+    """Number of object queries of a model, the smallest where it has several kinds; None for one without.
+
+    A clip with more objects cannot teach all of them, since every query takes one at most.
+    """
+    names = ("query_embed", "query_feat", "q")  # checkpoint names
+    found = [
+        module.num_embeddings
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in names
+    ]
+    return min(found, default=None)
