@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lbvq.files import rules
 from lbvq.files.mask_file import MaskFile, read_mask_file, write_mask_file
 
 
@@ -21,7 +22,7 @@ class Split:
     tracks: dict[int, tuple[int, int]]  # category id -> tracks in train, in dev
 
 
-def split_videos(content: Mapping[str, Any], share: float = 0.1, seed: int = 0) -> Split:
+def split_videos(content: Mapping[str, Any], share: float = 0.1, seed: int = 0, name: str = "the file") -> Split:
     """Draw videos so that every category has about the same share of its videos in the development split.
 
     Categories are served rarest first: each gets the videos it still lacks, drawn among its videos that no rarer
@@ -32,18 +33,21 @@ def split_videos(content: Mapping[str, Any], share: float = 0.1, seed: int = 0) 
         content: annotation file in YouTube-VIS form.
         share: of the videos that go to the development split, in (0, 1).
         seed: of the draw.
+        name: of the file, for messages.
     """
     if not 0 < share < 1:
         raise ValueError(f"share must be between 0 and 1, got {share}")
-    videos = sorted(video["id"] for video in content["videos"])
+    parents = rules.by_id(content, "videos", "video", name)
+    videos = list(parents)
     if len(videos) < 2:
-        raise ValueError(f"a split needs at least two videos, the file has {len(videos)}")
-    annotations = content.get("annotations") or []
-    if not annotations:
-        raise ValueError("the file has no annotations; split a training file")
-    videos_of: dict[int, set[int]] = {category["id"]: set() for category in content["categories"]}
-    for entry in annotations:
-        videos_of.setdefault(entry["category_id"], set()).add(entry["video_id"])
+        raise ValueError(f"a split needs at least two videos, {name} has {len(videos)}")
+    videos_of: dict[int, set[int]] = {category: set() for category in rules.categories(content, name)}
+    annotations = rules.entries(content, "annotations", name) if content.get("annotations") is not None else []
+    tracks = list(rules.linked(annotations, parents, videos_of, "video", name))
+    if not tracks:
+        raise ValueError(f"{name} has no annotations; split a training file")
+    for track in tracks:
+        videos_of[track.category_id].add(track.parent_id)
     rng = np.random.RandomState(seed)
     place = {video: rank for rank, video in enumerate(rng.permutation(videos).tolist())}
     dev: set[int] = set()
@@ -59,15 +63,15 @@ def split_videos(content: Mapping[str, Any], share: float = 0.1, seed: int = 0) 
     dev.update(rest[: max(0, round(share * len(videos)) - len(dev))])
     if not dev:
         dev = {min(videos, key=place.__getitem__)}
-    return Split(sorted(set(videos) - dev), sorted(dev), _count_tracks(annotations, videos_of, dev))
+    return Split(sorted(set(videos) - dev), sorted(dev), _count_tracks(tracks, videos_of, dev))
 
 
 def _count_tracks(
-    annotations: Iterable[Mapping[str, Any]], categories: Iterable[int], dev: set[int]
+    tracks: Iterable[rules.Linked], categories: Iterable[int], dev: set[int]
 ) -> dict[int, tuple[int, int]]:
     counts = {category: [0, 0] for category in sorted(categories)}
-    for entry in annotations:
-        counts[entry["category_id"]][entry["video_id"] in dev] += 1
+    for track in tracks:
+        counts[track.category_id][track.parent_id in dev] += 1
     return {category: (train, held_out) for category, (train, held_out) in counts.items()}
 
 
@@ -101,7 +105,7 @@ def write_split(
     for key in ("videos", "categories", "annotations"):
         if not isinstance(file.document, dict) or not isinstance(file.document.get(key), list):
             raise ValueError(f"{annotations}: expected an annotation file in YouTube-VIS form with a list '{key}'")
-    split = split_videos(file.document, share, seed)
+    split = split_videos(file.document, share, seed, file.name)
     lines = []
     for part, path in targets.items():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from lbvq.files import rules
+from lbvq.files.json_files import read_json
 from lbvq.masks import rle
 from lbvq.masks.tubes import MaskTubes
 
@@ -216,12 +216,16 @@ class VideoPrediction:
             category_ids: as in `to_json`.
             num_frames: T, needed only when the video has no entry.
         """
-        entries = _read_entries(entries, video_id)
-        if image_size is None:
-            image_size = _first_size(entries)
-        masks = MaskTubes.from_rle([entry["segmentations"] for entry in entries], image_size, num_frames)
-        labels = [_label(entry["category_id"], category_ids) for entry in entries]
-        return cls(masks, [entry["score"] for entry in entries], labels, image_size, names)
+        where = os.fspath(entries) if isinstance(entries, (str, os.PathLike)) else "results"
+        entries = _read_entries(entries, video_id, where)
+        try:
+            if image_size is None:
+                image_size = _first_size(entries)
+            masks = MaskTubes.from_rle([entry["segmentations"] for entry in entries], image_size, num_frames)
+            labels = [_label(entry["category_id"], category_ids) for entry in entries]
+            return cls(masks, [entry["score"] for entry in entries], labels, image_size, names)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
 
 
 def _caption(number: int, label: int, score: float, names: Sequence[str] | None) -> str:
@@ -268,12 +272,10 @@ def _label(category_id: int, category_ids: Sequence[int] | Mapping[int, int] | N
     raise ValueError(f"category_id {category_id} is not one of the {len(category_ids)} given category ids")
 
 
-def _read_entries(entries: Any, video_id: int | None) -> list[dict]:
+def _read_entries(entries: Any, video_id: int | None, where: str) -> list[dict]:
     """Load and check the entries of one video, without looking into the masks."""
-    where = "results"
     if isinstance(entries, (str, os.PathLike)):
-        where = str(entries)
-        entries = json.loads(Path(entries).read_text(encoding="utf-8"))
+        entries = read_json(entries)
     if not isinstance(entries, (list, tuple)):
         raise ValueError(f"{where}: expected a list of entries, got {type(entries).__name__}")
     for index, entry in enumerate(entries):
@@ -290,12 +292,10 @@ def _check_entry(entry: Any, where: str) -> None:
     missing = [key for key in ("video_id", "score", "category_id", "segmentations") if key not in entry]
     if missing:
         raise ValueError(f"{where}: lacks {missing}")
-    if not isinstance(entry["video_id"], (int, str)):
-        raise ValueError(f"{where}: video_id must be an integer, got {entry['video_id']!r:.40}")
-    if isinstance(entry["score"], bool) or not isinstance(entry["score"], (int, float)):
-        raise ValueError(f"{where}: score must be a number, got {entry['score']!r:.40}")
-    if isinstance(entry["category_id"], bool) or not isinstance(entry["category_id"], int):
-        raise ValueError(f"{where}: category_id must be an integer, got {entry['category_id']!r:.40}")
+    if not isinstance(entry["video_id"], str):  # videos of one's own may have names
+        rules.whole(entry, "video_id", where, exact=True)
+    rules.finite(entry, "score", where)
+    rules.whole(entry, "category_id", where, exact=True)
     if not isinstance(entry["segmentations"], list):
         raise ValueError(f"{where}: segmentations must be a list, got {type(entry['segmentations']).__name__}")
 

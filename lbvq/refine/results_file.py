@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from lbvq.files import rules
+from lbvq.files.json_files import parse_json, read_json
 from lbvq.files.writing import write_text
 from lbvq.masks import rle
 from lbvq.masks.tubes import MaskTubes
@@ -54,7 +56,7 @@ def refine_results(
     results, output = Path(results), Path(output)
     if output.resolve() == results.resolve():
         raise ValueError(f"the refined masks would overwrite {results}; choose another output")
-    videos = _group_by_video(json.loads(results.read_text(encoding="utf-8")), results)
+    videos = _group_by_video(read_json(results), results)
     partial = output.with_name(output.name + ".partial")
     header = {"results": results.name, "bytes": results.stat().st_size, "settings": settings}
     done = _read_partial(partial, header)
@@ -84,9 +86,13 @@ def _group_by_video(entries: Any, path: Path) -> dict[VideoId, list[dict]]:
         raise ValueError(f"{path}: expected a list of entries, got {type(entries).__name__}")
     videos: dict[VideoId, list[dict]] = {}
     for index, entry in enumerate(entries):
+        where = f"{path}, entry {index}"
         missing = {"video_id", "score", "segmentations"} - (entry.keys() if isinstance(entry, dict) else set())
         if missing:
-            raise ValueError(f"{path}, entry {index}: expected a dict with {', '.join(sorted(missing))}")
+            raise ValueError(f"{where}: expected a dict with {', '.join(sorted(missing))}")
+        if not isinstance(entry["video_id"], str):  # videos of one's own may have names
+            rules.whole(entry, "video_id", where, exact=True)
+        rules.finite(entry, "score", where)
         videos.setdefault(entry["video_id"], []).append(entry)
     return videos
 
@@ -122,4 +128,4 @@ def _read_partial(partial: Path, header: dict[str, Any]) -> dict[str, dict]:
         )
     whole = [line for line in lines if line.endswith("\n")]  # the last line is cut off when the run was killed
     write_text(partial, "".join([first, *whole]))
-    return {str(line["video_id"]): line for line in map(json.loads, whole)}
+    return {str(line["video_id"]): line for line in (parse_json(each, partial) for each in whole)}

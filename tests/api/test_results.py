@@ -143,15 +143,15 @@ def test_what_does_not_fit_together_is_refused(changes, reason):
 @pytest.mark.parametrize(
     "change, reason",
     [
-        ({"score": "high"}, "entry 0: score must be a number"),
+        ({"score": "high"}, "entry 0: 'score' must be a finite number"),
         ({"score": float("inf")}, "finite"),
-        ({"category_id": 1.5}, "category_id must be an integer"),
+        ({"category_id": 1.5}, "'category_id' must be an integer"),
         ({"category_id": 0}, "from 0"),
         ({"segmentations": None}, "must be a list"),
         ({"segmentations": [None]}, "list of 1 masks, got 4"),
         ({"segmentations": [{"size": [6, 8], "counts": "0"}] * 4}, "object 0, frame 0: the runs must add up"),
         ({"segmentations": [None] * 3 + [rle.encode(np.ones((8, 6), bool))]}, "frame 3: mask size"),
-        ({"video_id": None}, "video_id must be an integer"),
+        ({"video_id": None}, "'video_id' must be an integer"),
     ],
 )
 def test_broken_entries_are_refused_with_the_place(change, reason):
@@ -159,6 +159,19 @@ def test_broken_entries_are_refused_with_the_place(change, reason):
     entries[0].update(change)
     with pytest.raises(ValueError, match=reason):
         VideoPrediction.from_json(entries, video_id=1 if "video_id" in change else None, image_size=(6, 8))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_results_saved_by_windows_are_read_and_broken_ones_are_named(encoding, tmp_path):
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(prediction().to_json(1)), encoding=encoding)
+    assert VideoPrediction.from_json(path) == prediction()
+    entry = prediction().to_json(1)[0]
+    huge = {"score": 10**400}, {"category_id": 10**30}, {"category_id": 0}, {"segmentations": [{"size": [6, 8]}] * 4}
+    for text in ("[" * 100_000, "[NaN]", "", *(json.dumps([{**entry, **change}]) for change in huge)):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"r\.json"):
+            VideoPrediction.from_json(path)
 
 
 @pytest.mark.parametrize("entries", [{}, [1], [{"video_id": 1}], 3])

@@ -115,7 +115,7 @@ def test_predictions_equal_to_the_annotations_score_100(metric, as_tubes, tmp_pa
 
 def test_without_annotations_the_submission_is_written_and_the_log_says_so(tmp_path, caplog):
     name = register(tmp_path, None)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="lbvq"):
         assert run(VideoInstanceEvaluator(name, tmp_path / "out"), {5: output(squares(), [0.9] * 3, [0, 1, 2])}) == {}
     assert "Annotations are not available for evaluation" in caplog.text
     assert "packed for submission" in caplog.text
