@@ -6,6 +6,7 @@ square pixels, and only those that an edit list leaves.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import struct
@@ -124,7 +125,7 @@ def choose_stream(
     best = container.streams.best("video")
     stream = films[0] if best is None else next((film for film in films if film.index == best.index), films[0])
     if len(films) > 1:
-        logger.warning("%s holds %d video streams; number %d is read", name, len(films), stream.index)
+        _say_once(f"{name} holds {len(films)} video streams; number {stream.index} is read")
     codec = stream.codec_context
     if codec is None:
         raise error_type(f"{name} cannot be decoded: this FFmpeg does not know the codec of its video")
@@ -133,7 +134,7 @@ def choose_stream(
             f"{name}: frames of {codec.width} x {codec.height} pixels are above the limit of {MAX_FRAME_PIXELS} pixels"
         )
     if codec.color_trc in _HIGH_DYNAMIC_RANGE:
-        logger.warning("%s has a high dynamic range; its colours look paler here than in a player", name)
+        _say_once(f"{name} has a high dynamic range; its colours look paler here than in a player")
     codec.options = {**codec.options, "max_pixels": str(MAX_FRAME_PIXELS)}  # headers inside the stream may claim more
     return stream
 
@@ -156,6 +157,12 @@ def decode_stream(
         yield None, f"the decoder stops ({error.strerror or error})"
 
 
+@functools.lru_cache(maxsize=1024)
+def _say_once(text: str) -> None:
+    """Warn; a file is opened several times."""
+    logger.warning("%s", text)
+
+
 class _Stretch:
     """Makes `DecodedFrame`s with square pixels: the shorter side of a pixel is stretched, so that none is lost."""
 
@@ -164,10 +171,10 @@ class _Stretch:
         ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
         self._ratio = float(ratio) if ratio else 1.0
         if not 1 / _MAX_STRETCH <= self._ratio <= _MAX_STRETCH:
-            logger.warning("%s claims pixels %g times as wide as high; they are taken as square", name, self._ratio)
+            _say_once(f"{name} claims pixels {self._ratio:g} times as wide as high; they are taken as square")
             self._ratio = 1.0
         elif self._ratio != 1:
-            logger.warning("%s has pixels of %s (width:height); they are made square, as players do", name, ratio)
+            _say_once(f"{name} has pixels of {ratio} (width/height); they are made square, as players do")
 
     def __call__(self, frame: av.VideoFrame) -> DecodedFrame:
         time, decoding_time = (

@@ -91,7 +91,7 @@ def test_an_edit_list_leaves_out_frames(tmp_path):
 def test_pixels_that_are_not_square_are_stretched_as_players_do(tmp_path, caplog, ratio, size):
     video = read_video(film(tmp_path / "a.mp4", ratio=ratio))
     assert video.size == size == video[1].shape[:2] and levels(video) == LEVELS
-    assert ("made square" in caplog.text) == (ratio != 1)
+    assert caplog.text.count("made square") == (ratio != 1)  # once, however often the file is opened
 
 
 def test_a_ratio_that_is_broken_is_ignored_and_said(tmp_path, caplog):
