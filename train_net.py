@@ -15,13 +15,11 @@ run is made of is in `lbvq/cli/training.py`; derive from its `Trainer` for a pro
 from __future__ import annotations
 
 import sys
+from typing import Any
 
-from lbvq.cli.training import Trainer, build_cfg, main, start
-from lbvq.engine.setup import default_argument_parser
+from lbvq.engine.arguments import default_argument_parser
 from lbvq.engine.user_errors import HINT, user_command
 from lbvq.files.data_entries import add_data_argument
-
-__all__ = ["Trainer", "build_cfg", "main", "run"]
 
 
 @user_command
@@ -29,7 +27,19 @@ def run() -> None:
     """The command line."""
     parser = default_argument_parser(f"{__doc__}\n{HINT}")
     add_data_argument(parser)
-    start(parser.parse_args())
+    args = parser.parse_args()
+    from lbvq.cli.training import start  # the network is imported when the arguments are read
+
+    start(args)
+
+
+def __getattr__(name: str) -> Any:
+    """`from train_net import Trainer`, and whatever else `lbvq.cli.training` has."""
+    if name.startswith("__"):  # what Python asks every module for
+        raise AttributeError(name)
+    import lbvq.cli.training
+
+    return getattr(lbvq.cli.training, name)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,12 @@ Everything named in `__all__` is loaded when it is first used, so `import lbvq` 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lbvq.moved import install_moved_modules
+from mask2former.lazy import lazy_names
 
-if TYPE_CHECKING:  # what `__getattr__` gives, for editors and type checkers
+if TYPE_CHECKING:
     from lbvq.config import CfgNode as CfgNode
     from lbvq.config import add_lbvq_config as add_lbvq_config
     from lbvq.config import get_cfg as get_cfg
@@ -39,14 +39,4 @@ _HOME = {  # public name: module that defines it
 
 __all__ = ["__version__", *_HOME]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'lbvq' has no attribute {name!r}; it offers {', '.join(__all__)}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+__getattr__, __dir__ = lazy_names(__name__, _HOME)

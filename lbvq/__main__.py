@@ -60,9 +60,9 @@ def list_models(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> in
 
 def info(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
     """Print versions and devices, for bug reports."""
-    from lbvq.engine.environment import environment_report
-
     parser.parse_args(arguments)
+    from lbvq.engine.environment import environment_report  # imports torch
+
     print(environment_report())
     return 0
 

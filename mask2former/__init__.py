@@ -14,26 +14,33 @@ Shape letters, the same in the whole project:
 
 from __future__ import annotations
 
-from . import modeling
-from .config import add_maskformer2_config
-from .registry import (
-    BACKBONE_REGISTRY,
-    META_ARCH_REGISTRY,
-    SEM_SEG_HEADS_REGISTRY,
-    TRANSFORMER_MODULE_REGISTRY,
-    build_backbone,
-    build_model,
-    build_sem_seg_head,
-)
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "BACKBONE_REGISTRY",
-    "META_ARCH_REGISTRY",
-    "SEM_SEG_HEADS_REGISTRY",
-    "TRANSFORMER_MODULE_REGISTRY",
-    "add_maskformer2_config",
-    "build_backbone",
-    "build_model",
-    "build_sem_seg_head",
-    "modeling",
-]
+from mask2former.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from . import modeling as modeling
+    from .config import add_maskformer2_config as add_maskformer2_config
+    from .registry import BACKBONE_REGISTRY as BACKBONE_REGISTRY
+    from .registry import META_ARCH_REGISTRY as META_ARCH_REGISTRY
+    from .registry import SEM_SEG_HEADS_REGISTRY as SEM_SEG_HEADS_REGISTRY
+    from .registry import TRANSFORMER_MODULE_REGISTRY as TRANSFORMER_MODULE_REGISTRY
+    from .registry import build_backbone as build_backbone
+    from .registry import build_model as build_model
+    from .registry import build_sem_seg_head as build_sem_seg_head
+
+_HOME = {  # public name: module that defines it
+    "BACKBONE_REGISTRY": "mask2former.registry",
+    "META_ARCH_REGISTRY": "mask2former.registry",
+    "SEM_SEG_HEADS_REGISTRY": "mask2former.registry",
+    "TRANSFORMER_MODULE_REGISTRY": "mask2former.registry",
+    "add_maskformer2_config": "mask2former.config",
+    "build_backbone": "mask2former.registry",
+    "build_model": "mask2former.registry",
+    "build_sem_seg_head": "mask2former.registry",
+    "modeling": "mask2former.modeling",
+}
+
+__all__ = list(_HOME)
+
+__getattr__, __dir__ = lazy_names(__name__, _HOME)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +39,13 @@ class Registry(FvcoreRegistry):
 
     def __contains__(self, name: str) -> bool:
         while not super().__contains__(name) and self._providers:
-            importlib.import_module(self._providers.pop())
+            importlib.import_module(self._providers.pop(0))
         return super().__contains__(name)
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        while self._providers:
+            importlib.import_module(self._providers.pop(0))
+        return super().__iter__()
 
     @property
     def name(self) -> str:
@@ -64,6 +69,8 @@ META_ARCH_REGISTRY = Registry("META_ARCH")
 BACKBONE_REGISTRY = Registry("BACKBONE")
 SEM_SEG_HEADS_REGISTRY = Registry("SEM_SEG_HEADS")  # heads and pixel decoders
 TRANSFORMER_MODULE_REGISTRY = Registry("TRANSFORMER_MODULE")
+for _registry in (META_ARCH_REGISTRY, BACKBONE_REGISTRY, SEM_SEG_HEADS_REGISTRY, TRANSFORMER_MODULE_REGISTRY):
+    _registry.provide_from("mask2former.modeling")
 
 
 def build_from_cfg(registry: FvcoreRegistry, name: str, cfg: Cfg, *args: Any) -> Any:

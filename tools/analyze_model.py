@@ -14,17 +14,16 @@ import logging
 import sys
 import time
 from collections import Counter
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-
-import lbvq.modeling  # noqa: F401  registers the methods
 from lbvq.engine.memory import peak_memory_mib
 from lbvq.engine.user_errors import user_command
 from lbvq.files.data_entries import add_data_argument, data_options
 from lbvq.zoo import load_config
-from mask2former.registry import build_model
+
+if TYPE_CHECKING:  # imported when the arguments are read, so that --help answers at once
+    import torch
+    from torch import nn
 
 TASKS = ("parameters", "flops", "speed")
 
@@ -43,6 +42,8 @@ def parameter_table(model: nn.Module, depth: int) -> list[tuple[str, int, int]]:
 
 def random_video(num_frames: int, size_hw: tuple[int, int]) -> dict:
     """A test sample of noise."""
+    import torch
+
     generator = torch.Generator().manual_seed(0)
     frames = [torch.randint(0, 256, (3, *size_hw), dtype=torch.uint8, generator=generator) for _ in range(num_frames)]
     names = [f"noise/{t:05d}.jpg" for t in range(num_frames)]
@@ -51,6 +52,9 @@ def random_video(num_frames: int, size_hw: tuple[int, int]) -> dict:
 
 def count_flops(model: nn.Module, video: dict, depth: int) -> list[tuple[str, int]]:
     """Return (part, FLOPs) of one inference, the whole model first."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
     model.eval()
     with FlopCounterMode(display=False, depth=None) as counter, torch.no_grad():
         model([video])
@@ -66,6 +70,8 @@ def count_flops(model: nn.Module, video: dict, depth: int) -> list[tuple[str, in
 
 def measure_speed(model: nn.Module, video: dict, repeats: int) -> float:
     """Return the shortest seconds of an inference, after one that does not count."""
+    import torch
+
     model.eval()
     seconds = []
     for _ in range(repeats + 1):
@@ -79,6 +85,8 @@ def measure_speed(model: nn.Module, video: dict, repeats: int) -> float:
 
 def peak_of(device: torch.device) -> float:
     """MiB of the GPU, or of this process, at the highest moment."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return peak_memory_mib()
@@ -96,6 +104,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="timed runs (default 3)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the configuration")
     args = parser.parse_args()
+    import lbvq.modeling  # noqa: F401  registers the methods
+    from mask2former.registry import build_model
+
     logging.basicConfig(level=logging.WARNING)
     cfg = load_config(args.config_file, [*data_options(args.data), *args.opts])
     model = build_model(cfg).eval()

@@ -1,12 +1,14 @@
 """Print a table of speed and memory: python tools/benchmark.py {inference,eval,train,loader,...} [options].
 
-Each benchmark is one file in `tools/benchmarks/` with a one-line docstring, `add_arguments(parser)` and `run(args)`.
+Each benchmark is one file in `tools/benchmarks/` with a docstring and `run(args)`; the function `add_` with its name in
+`tools/benchmarks/arguments.py` adds its arguments.
 Numbers are ratios measured in one run on one machine; they are read by people, never asserted by tests.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib.util
 import sys
 from pathlib import Path
@@ -29,13 +31,13 @@ def load(path: Path) -> ModuleType:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="benchmark", required=True)
-    for path in sorted(FOLDER.glob("*.py")):
-        module = load(path)
-        command = commands.add_parser(path.stem, help=module.__doc__.splitlines()[0], description=module.__doc__)
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
+    arguments = load(FOLDER / "arguments.py")
+    for path in sorted(set(FOLDER.glob("*.py")) - {FOLDER / "arguments.py"}):
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        command = commands.add_parser(path.stem, help=text.splitlines()[0], description=text)
+        getattr(arguments, f"add_{path.stem}")(command)
     args = parser.parse_args()
-    args.run(args)
+    load(FOLDER / f"{args.benchmark}.py").run(args)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lbvq.engine.user_errors import user_command
 from lbvq.fuzz.run import Tally, Worker, format_table, fuzz
-from lbvq.fuzz.targets import all_targets
+from lbvq.fuzz.targets import target_names
 
 SHOWN = 5  # findings of each target
 
@@ -24,7 +24,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, help="time for all targets together (default 1, without --inputs)")
     parser.add_argument("--inputs", type=int, metavar="N", help="read so many files of each target")
-    parser.add_argument("--target", nargs="+", choices=sorted(all_targets()), default=list(all_targets()))
+    parser.add_argument("--target", nargs="+", choices=target_names(), default=target_names())
     parser.add_argument("--seed", type=int, default=0, help="other seeds make other inputs")
     parser.add_argument("--keep", type=Path, default=Path("fuzz_findings"), help="folder for the inputs of faults")
     parser.add_argument("--file", type=Path, help="read this file only, with the (one) target")

@@ -16,19 +16,20 @@ import functools
 import sys
 from collections.abc import Hashable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from tqdm import tqdm
 
-from lbvq.data.builtin import DatasetCatalog, MetadataCatalog
-from lbvq.data.catalog import dataset_root
-from lbvq.data.frames import read_image
+from lbvq.data.catalog import DatasetCatalog, MetadataCatalog, dataset_root
 from lbvq.engine.user_errors import user_command
+from lbvq.files.images import read_image
 from lbvq.files.writing import atomic_path
-from lbvq.inference.vocabulary import PROMPT_SETS, embed_names, parse_classes, save_npy, towers_name
-from lbvq.modeling.ovformer.image_features import ROOT_IN_KEYS
-from lbvq.modeling.ovformer.towers import IMAGES_AT_ONCE, ClipTowers
+from lbvq.inference.prompts import PROMPT_SETS, parse_classes
+
+if TYPE_CHECKING:  # imported when the arguments are read, so that --help answers at once
+    import torch
+
+    from lbvq.modeling.ovformer.towers import ClipTowers
 
 
 @user_command
@@ -41,13 +42,15 @@ def main() -> None:
     parser.add_argument("--prompts", default="photo", choices=sorted(PROMPT_SETS))
     parser.add_argument("--model", default="ViT-B-32-quickgelu", help="name in open_clip")
     parser.add_argument("--weights", default="openai", help="tag of open_clip, or a file")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     args = parser.parse_args()
     if Path(args.output).exists() and not args.overwrite:
         parser.error(f"{args.output} exists; --overwrite replaces it")
     if (args.dataset is None) == (args.classes is None) or (args.what == "images" and args.dataset is None):
         parser.error("give --dataset, or for text --classes instead")
+    from lbvq.inference.vocabulary import embed_names, save_npy, towers_name
+
     load = functools.partial(load_towers, args.model, args.weights, args.device)
     if args.what == "text":
         names = class_names_of(args.dataset) if args.classes is None else parse_classes(args.classes)
@@ -60,8 +63,13 @@ def main() -> None:
         print(f"{args.output}: {len(features)} images.")
 
 
-def load_towers(model: str, weights: str, device: str) -> ClipTowers:
+def load_towers(model: str, weights: str, device: str | None) -> ClipTowers:
     """CLIP on a device."""
+    import torch
+
+    from lbvq.modeling.ovformer.towers import ClipTowers
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return ClipTowers.load(model, weights).to(device)
 
 
@@ -74,6 +82,10 @@ def class_names_of(dataset: str) -> list[str]:
 
 def image_features(towers: ClipTowers, dataset: str) -> dict[Hashable, torch.Tensor]:
     """Embeddings of all images of a data set, whole and not augmented, by published key."""
+    import torch
+
+    from lbvq.modeling.ovformer.towers import IMAGES_AT_ONCE
+
     files = dict(keys_and_files(DatasetCatalog.get(dataset)))
     features, keys = {}, list(files)
     for start in tqdm(range(0, len(keys), IMAGES_AT_ONCE), unit="batch"):
@@ -87,6 +99,8 @@ def image_features(towers: ClipTowers, dataset: str) -> dict[Hashable, torch.Ten
 
 def keys_and_files(records: list[dict[str, Any]]) -> Iterator[tuple[Hashable, str]]:
     """(key, file) of every image or frame: the image id, or the path below the data root after `datasets/`."""
+    from lbvq.modeling.ovformer.image_features import ROOT_IN_KEYS
+
     for record in records:
         if "file_names" not in record:
             yield record["image_id"], record["file_name"]
@@ -99,6 +113,8 @@ def keys_and_files(records: list[dict[str, Any]]) -> Iterator[tuple[Hashable, st
 
 def save_features(path: Path, features: dict[Hashable, torch.Tensor]) -> None:
     """Write the file as a whole or not at all."""
+    import torch
+
     with atomic_path(path) as part, open(part, "wb") as file:
         torch.save(features, file)
 

@@ -15,9 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lbvq.data import MetadataCatalog, build_train_loader
-from lbvq.data.clip_mapper import VideoClipMapper
-from lbvq.data.pseudo_mapper import PseudoClipMapper
+from lbvq.data import MetadataCatalog
 from lbvq.engine.user_errors import user_command
 from lbvq.files.data_entries import add_data_argument, data_options
 from lbvq.files.writing import atomic_path
@@ -30,6 +28,8 @@ SMALLEST_WIDTH = 480  # pixels of a drawn frame
 @user_command
 def main() -> None:
     args = parse_arguments()
+    from lbvq.data import build_train_loader  # imports torch
+
     cfg = load_config(args.config_file, [*data_options(args.data), *args.options])
     if args.dataset:
         cfg.DATASETS.TRAIN, cfg.DATASETS.DATASET_RATIO = (args.dataset,), []
@@ -60,8 +60,11 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def raw_mapper(cfg: Any, name: str) -> VideoClipMapper | PseudoClipMapper:
+def raw_mapper(cfg: Any, name: str) -> Any:
     """A mapper that changes no pixel and no class."""
+    from lbvq.data.clip_mapper import VideoClipMapper
+    from lbvq.data.pseudo_mapper import PseudoClipMapper
+
     mapper = VideoClipMapper if MetadataCatalog.get(name).kind == "video" else PseudoClipMapper
     sampling = {"num_frames": cfg.INPUT.SAMPLING_FRAME_NUM, "frame_range": cfg.INPUT.SAMPLING_FRAME_RANGE}
     return mapper([], **sampling, image_format=cfg.INPUT.FORMAT)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from lbvq.engine.download import DownloadError, check_is_no_page
 from lbvq.engine.known_weights import DRIVE_IDS
-from lbvq.engine.weight_files import find_weights, weights_folder
 from lbvq.zoo import MODELS
 
 FAILED = 2  # exit code
@@ -45,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
 
 def fetch(file_name: str) -> Path:
     """Return the local file of published weights, fetching it when it is not there yet."""
+    from lbvq.engine.weight_files import find_weights, weights_folder  # they import torch, --help does not
+
     try:
         return find_weights(file_name)[0]
     except FileNotFoundError:

@@ -16,23 +16,23 @@ from contextlib import ExitStack, closing
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import cv2
 import numpy as np
-import torch
 
 from lbvq.cli.interrupt import Interrupts
 from lbvq.cli.predict import UNTRAINED_OBJECTS, add_model_arguments, add_threshold, build_predictor
 from lbvq.cli.sources import FrameSource, open_source
 from lbvq.engine.user_errors import user_command
-from lbvq.files.torch_files import read_torch_file
 from lbvq.files.writing import atomic_path, write_text
-from lbvq.inference.results import FramePrediction
-from lbvq.inference.stream import StreamPredictor
 from lbvq.video.draw import draw_objects
 from lbvq.video.times import MAX_RATE
 from lbvq.video.writer import FolderWriter, VideoWriter, check_output, open_writer
+
+if TYPE_CHECKING:  # the network is imported when the arguments are read, so that --help answers at once
+    from lbvq.inference.results import FramePrediction
+    from lbvq.inference.stream import StreamPredictor
 
 FALLBACK_RATE = 10.0  # frames per second to write when the source does not say
 JPEG_QUALITY = 85
@@ -81,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, interrupts: Interrupts) -> None:
+    from lbvq.inference.stream import StreamPredictor
+
     drawn = [Path(path) for path in args.output if not path.lower().endswith(".json")]
     results = [Path(path) for path in args.output if path.lower().endswith(".json")]
     for path in (*drawn, *results, *([Path(args.save_state)] if args.save_state else [])):
@@ -99,6 +101,8 @@ def _run(args: argparse.Namespace, interrupts: Interrupts) -> None:
 
 def load_state(predictor: StreamPredictor, path: str) -> None:
     """Go on with a stream that was saved; ValueError names a file that holds none, or one of another model."""
+    from lbvq.engine.torch_files import read_torch_file
+
     content = read_torch_file(path)
     try:
         predictor.load_state_dict(content)
@@ -139,6 +143,8 @@ def play(
 
 def finish(predictor: StreamPredictor, results: list[Path], args: argparse.Namespace) -> None:
     """Save the stream and write the results of the whole of it."""
+    import torch
+
     if args.save_state:
         with atomic_path(args.save_state) as part, open(part, "wb") as file:
             torch.save(predictor.state_dict(), file)

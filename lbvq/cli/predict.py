@@ -10,20 +10,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from lbvq.cli.interrupt import Interrupts
 from lbvq.engine.user_errors import user_command
-from lbvq.engine.weight_files import find_weights
 from lbvq.files.data_entries import add_data_argument, data_options
 from lbvq.files.writing import write_text
-from lbvq.inference.loading import load_config
-from lbvq.inference.predictor import VideoPredictor
-from lbvq.inference.results import VideoPrediction
-from lbvq.inference.vocabulary import parse_classes
+from lbvq.inference.prompts import parse_classes
 from lbvq.refine import REFINERS
 from lbvq.video.address import is_address, name_of
 from lbvq.video.draw import draw_video
@@ -31,7 +27,11 @@ from lbvq.video.reader import IMAGE_SUFFIXES, VideoFrames, read_video, without_c
 from lbvq.video.sound import Sound
 from lbvq.video.times import MAX_RATE, uneven_times
 from lbvq.video.writer import FRAME_SUFFIXES, check_output, open_writer
-from lbvq.zoo import DEFAULT_MODEL, MODELS
+from lbvq.zoo import DEFAULT_MODEL, MODELS, load_config
+
+if TYPE_CHECKING:  # the network is imported when the arguments are read, so that --help answers at once
+    from lbvq.inference.predictor import VideoPredictor
+    from lbvq.inference.results import VideoPrediction
 
 UNTRAINED_OBJECTS = 5  # shown of an untrained network, whose scores mean nothing
 
@@ -147,13 +147,16 @@ def _run(args: argparse.Namespace, interrupts: Interrupts) -> int:
     return interrupts.exit_code
 
 
-def build_predictor(args: argparse.Namespace, make: Callable[..., Any] = VideoPredictor.from_config) -> Any:
+def build_predictor(args: argparse.Namespace, make: Callable[..., Any] | None = None) -> Any:
     """Build the network; weights that only the YAML file names may be absent, then it stays untrained.
 
     Args:
         args: from the command line.
-        make: called as make(cfg, weights, class names or None).
+        make: called as make(cfg, weights, class names or None); by default `VideoPredictor.from_config`.
     """
+    from lbvq.engine.weight_files import find_weights
+    from lbvq.inference.predictor import VideoPredictor
+
     refine = getattr(args, "refine", None)
     opts = [*data_options(args.data), *args.opts, *(["REFINE.NAME", refine] if refine else [])]
     source = args.config_file or config_of(args.weights)
@@ -168,7 +171,7 @@ def build_predictor(args: argparse.Namespace, make: Callable[..., Any] = VideoPr
             logger.warning("The weights that %s starts training from are not here: %s", source, error)
             weights = ""
     names = getattr(args, "classes", None)
-    return make(cfg, weights, None if names is None else parse_classes(names))
+    return (make or VideoPredictor.from_config)(cfg, weights, None if names is None else parse_classes(names))
 
 
 def config_of(weights: str | None) -> str:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from lbvq.files import rules
 from lbvq.files.json_files import read_json
 from lbvq.masks import rle
 from lbvq.masks.tubes import MaskTubes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,7 @@ def _caption(number: int, label: int, score: float, names: Sequence[str] | None)
 
 def _column(values: Any, length: int, what: str, kinds: str) -> np.ndarray:
     """List, array or tensor of `length` numbers -> 1-D array."""
-    array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+    array = np.asarray(values.detach().cpu() if rle.is_tensor(values) else values)
     if array.shape != (length,):
         raise ValueError(f"{what} must hold one number for each of the {length} objects, got shape {array.shape}")
     if length and array.dtype.kind not in kinds:
@@ -249,7 +251,7 @@ def _check_names(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _as_index(index: Any) -> np.ndarray:
-    array = np.asarray(index.cpu() if isinstance(index, Tensor) else index)
+    array = np.asarray(index.cpu() if rle.is_tensor(index) else index)
     return array if array.size else array.astype(np.int64 if array.dtype.kind != "b" else bool)
 
 

@@ -21,20 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lbvq.files.writing import atomic_path
+from lbvq.inference.prompts import PROMPT_SETS, check_classes, parse_classes, plain_name
 from lbvq.modeling.ovformer.towers import ClipTowers
 from lbvq.modeling.ovformer.zero_shot import read_text_embeddings
 
 if TYPE_CHECKING:
     from mask2former.cfg import Cfg
 
-logger = logging.getLogger(__name__)
+__all__ = ["PROMPT_SETS", "check_classes", "embed_names", "embeddings_for", "parse_classes", "plain_name", "save_npy"]
 
-# "{}" stands for the name; the embedding of a name is the mean over its prompts, each of length one.
-PROMPT_SETS: dict[str, tuple[str, ...]] = {
-    "photo": ("a photo of a {}.",),
-    "video": ("a photo of a {}.", "a video frame with a {}.", "a {} in motion.", "a blurry picture of a {}."),
-    "name": ("{}",),
-}
+logger = logging.getLogger(__name__)
 
 Towers = Callable[[], ClipTowers]
 
@@ -44,29 +40,6 @@ def cache_folder() -> Path:
     if os.environ.get("VIS_CACHE_DIR"):
         return Path(os.environ["VIS_CACHE_DIR"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lbvq"
-
-
-def parse_classes(text: str) -> list[str]:
-    """Names from "cat, skateboard, potted plant"."""
-    return check_classes([name.strip() for name in text.split(",")])
-
-
-def check_classes(names: Sequence[str]) -> list[str]:
-    """Return the names; ValueError when there is none, an empty one, or one twice."""
-    if isinstance(names, str):
-        raise ValueError(f"classes must be a list of names, got the text {names!r}.")
-    names = list(names)
-    if not names or not all(isinstance(name, str) and plain_name(name) for name in names):
-        raise ValueError(f"classes must be names that are not empty, got {names}.")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"every class may be named once; {twice} are named more often.")
-    return names
-
-
-def plain_name(name: str) -> str:
-    """Name as it stands in a prompt: without underscores and brackets, as for the published embeddings."""
-    return " ".join(name.replace("_", " ").replace("(", "").replace(")", "").split())
 
 
 def embed_names(

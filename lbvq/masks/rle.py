@@ -257,11 +257,11 @@ def _as_bool(masks: np.ndarray | Tensor) -> np.ndarray | Tensor:
     """Check (N, H, W) and make it bool; numpy for the CPU, a tensor on another device."""
     if getattr(masks, "ndim", None) != 3:
         raise ValueError(f"masks must have shape (N, H, W), got {_shape_text(masks)}")
-    if _is_tensor(masks):
+    if is_tensor(masks):
         masks = masks.detach()
         if masks.device.type == "cpu":
             masks = masks.numpy()
-    if _is_tensor(masks):
+    if is_tensor(masks):
         is_float = masks.is_floating_point() or masks.is_complex()
     else:
         is_float = masks.dtype.kind not in "biu"
@@ -274,12 +274,12 @@ def _encode_chunk(masks: np.ndarray | Tensor) -> list[str]:
     """(N, H, W) bool -> N strings. Only the places where a column changes value leave the device and are sorted."""
     num_masks, height, width = masks.shape
     num_pixels = height * width
-    xp: Any = sys.modules["torch"] if _is_tensor(masks) else np
+    xp: Any = sys.modules["torch"] if is_tensor(masks) else np
     change = xp.empty_like(masks)
     change[:, 1:] = masks[:, 1:] ^ masks[:, :-1]
     change[:, 0, 1:] = masks[:, 0, 1:] ^ masks[:, -1, :-1]  # a column goes on from the end of the one before
     change[:, 0, 0] = masks[:, 0, 0]  # runs start with background
-    if _is_tensor(change):
+    if is_tensor(change):
         flat = xp.nonzero(change.reshape(-1)).squeeze(1).cpu().numpy()
     else:
         flat = np.flatnonzero(change)
@@ -345,7 +345,8 @@ def _error(where: str, reason: str) -> ValueError:
     return ValueError(f"{where}: {reason}" if where else reason)
 
 
-def _is_tensor(value: Any) -> TypeGuard[Tensor]:
+def is_tensor(value: Any) -> TypeGuard[Tensor]:
+    """Whether a value is a tensor, without importing torch: whoever hands one over has done so."""
     return "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)
 
 

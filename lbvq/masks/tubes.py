@@ -7,13 +7,14 @@ A dense (N, T, H, W) mask of a long video does not fit in memory; its run-length
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lbvq.masks import rle
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Rle = dict[str, Any]
 
@@ -149,6 +150,8 @@ class MaskTubes:
 
     def frame(self, t: int) -> Tensor:
         """Masks of all objects in frame `t`: (N, H, W) bool tensor on the CPU."""
+        import torch  # here: files of masks are read and written without it
+
         return torch.from_numpy(self._frame(t))
 
     def frames(self) -> Iterator[Tensor]:
@@ -159,6 +162,8 @@ class MaskTubes:
         """(N, T, H, W) bool tensor of all frames, or of the given ones in the given order."""
         every = range(self.num_frames)
         chosen = list(every[frames]) if isinstance(frames, slice) else list(every if frames is None else frames)
+        import torch
+
         dense = np.empty((len(self), len(chosen), *self.size), dtype=bool)
         for position, t in enumerate(chosen):
             dense[:, position] = self._frame(t)
@@ -201,7 +206,7 @@ class MaskTubes:
 
 def _index_list(index: Any, length: int) -> list[int]:
     """List, array or tensor of int, or bool mask -> ints in [0, length)."""
-    values = np.asarray(index.cpu() if isinstance(index, Tensor) else index)
+    values = np.asarray(index.cpu() if rle.is_tensor(index) else index)
     if values.size == 0 and values.dtype.kind != "b":
         return []
     if values.dtype.kind == "b":

@@ -18,6 +18,7 @@ from red_green_model import RedGreenModel  # noqa: F401  registers itself
 
 from lbvq.cli import predict
 from lbvq.cli.predict import add_arguments, group_inputs, run
+from lbvq.inference.predictor import VideoPredictor
 from lbvq.inference.results import VideoPrediction
 from lbvq.video.reader import read_video
 from lbvq.video.writer import VideoWriter, write_video
@@ -166,14 +167,14 @@ def test_a_signal_while_drawing_leaves_whole_files_of_the_part(folder, capsys, m
 
 def test_a_signal_while_segmenting_keeps_what_earlier_videos_gave(folder, capsys, monkeypatch):
     write_video("second.mp4", colour_video(3), 10)
-    call = predict.VideoPredictor.__call__
+    call = VideoPredictor.__call__
 
     def call_and_signal(self, frames, **options):
         if "second" in frames.name:
             signal.raise_signal(signal.SIGTERM)
         return call(self, frames, **options)
 
-    monkeypatch.setattr(predict.VideoPredictor, "__call__", call_and_signal)
+    monkeypatch.setattr(VideoPredictor, "__call__", call_and_signal)
     assert demo("--input", "video.mp4", "second.mp4", "--output", "{name}_out.mp4", "out.json") == 143
     assert len(read_video("video_out.mp4")) == 6 and not Path("second_out.mp4").exists()
     assert {entry["video_id"] for entry in json.loads(Path("out.json").read_text())} == {1}

@@ -25,6 +25,7 @@ from video_models import load_cfg
 
 from lbvq.cli import live, sources
 from lbvq.inference.results import FramePrediction, VideoPrediction
+from lbvq.inference.stream import StreamPredictor
 from lbvq.video.reader import read_video
 from lbvq.video.writer import VideoWriter, write_video
 from mask2former.registry import build_model
@@ -181,7 +182,7 @@ def test_a_saved_stream_is_read_without_unpickling(folder):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_stream_with_whole_files(folder, monkeypatch, capsys, number):
-    step = live.StreamPredictor.step
+    step = StreamPredictor.step
 
     def step_and_signal(self, frame):
         objects = step(self, frame)
@@ -189,7 +190,7 @@ def test_a_signal_ends_a_stream_with_whole_files(folder, monkeypatch, capsys, nu
             signal.raise_signal(number)
         return objects
 
-    monkeypatch.setattr(live.StreamPredictor, "step", step_and_signal)
+    monkeypatch.setattr(StreamPredictor, "step", step_and_signal)
     outputs = [folder / name for name in ("out.mp4", "frames", "out.json")]
     assert run("--input", folder / "in.mp4", "--output", *outputs, "--save-state", folder / "state.pth") == 0
     assert len(read_video(folder / "out.mp4")) == len(read_video(folder / "frames")) == 3

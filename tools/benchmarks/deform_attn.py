@@ -21,15 +21,6 @@ from mask2former.modeling.deform_attn import KERNELS, MSDeformAttn, Sizes
 STRIDES = (32, 16, 8)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", type=int, nargs=2, default=(384, 640), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--frames", type=int, default=1, help="images in a batch")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=10, help="calls of which the fastest counts")
-    parser.add_argument("--grad", action="store_true", help="time forward and backward")
-
-
 def run(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -83,15 +83,6 @@ precision = evaluation.stats[0]
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cases", nargs="+", choices=sorted(CASES), default=sorted(CASES))
-    parser.add_argument("--tasks", nargs="+", choices=("mask", "boundary"), default=["mask", "boundary"])
-    parser.add_argument("--repeats", type=int, default=3, help="runs of which the best counts")
-    parser.add_argument("--folder", type=Path, help="keep the generated files here (default: a temporary folder)")
-    parser.add_argument("--published", type=Path, help="folder with the published ytvos.py, for the mask task")
-    parser.add_argument("--published-boundary", type=Path, help="the same of HQ-YTVIS, for the boundary task")
-
-
 def run(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)).resolve()

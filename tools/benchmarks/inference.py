@@ -46,32 +46,8 @@ from lbvq.zoo import load_config
 from mask2former.modeling.deform_attn import MSDeformAttn
 from mask2former.registry import build_model
 
-CONFIG = Path(__file__).parents[2] / "configs" / "youtubevis_2019" / "lbvq_R50_bs8.yaml"
-MEMORY_FRAMES = (60, 600)
 MAX_RATIO = 1.25  # of the peak memory of the long video to that of the short one
 DISTINCT_FRAMES = 12  # written to disk; longer videos repeat them
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config-file", default=str(CONFIG))
-    parser.add_argument("--weights", default="", help="trained weights (default: random)")
-    parser.add_argument("--frames", type=int, default=36, help="frames of the video")
-    parser.add_argument(
-        "--size", type=int, nargs=2, default=(360, 640), metavar=("HEIGHT", "WIDTH"), help="network input"
-    )
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--compile", action="store_true", help="set MODEL.COMPILE")
-    parser.add_argument("--only-ours", action="store_true", help="leave the published arithmetic out")
-    parser.add_argument("--memory", action="store_true", help="compare the peak memory of a short and a long video")
-    parser.add_argument(
-        "--memory-frames", type=int, nargs=2, default=MEMORY_FRAMES, metavar=("SHORT", "LONG"), help="their frames"
-    )
-    parser.add_argument("--stream", action="store_true", help="with --memory: frame by frame, by StreamPredictor")
-    parser.add_argument(
-        "--peak-only", action="store_true", help="print the peak memory of one run in MiB and nothing else"
-    )
-    parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="configuration")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -24,19 +24,8 @@ from lbvq.data.clip_sampling import choose_frames
 from lbvq.data.frames import read_image
 from lbvq.data.loader import seeded
 from lbvq.data.synthetic import SyntheticSettings, write_dataset
-from lbvq.files.data_entries import add_data_argument, data_options
+from lbvq.files.data_entries import data_options
 from lbvq.zoo import load_config
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_data_argument(parser)
-    parser.add_argument("--config-file", default="", help="default: 6 frames, short side 288 to 512 pixels, crop, flip")
-    parser.add_argument("--dataset", default="", help="registered name; default: synthetic videos")
-    parser.add_argument("--height", type=int, default=480, help="of synthetic frames (default 480)")
-    parser.add_argument("--width", type=int, default=854, help="of synthetic frames (default 854)")
-    parser.add_argument("--num-videos", type=int, default=8, help="synthetic videos (default 8)")
-    parser.add_argument("--clips", type=int, default=40, help="clips per measurement (default 40)")
-    parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2], help="loader processes (default 0 1 2)")
 
 
 def run(args: argparse.Namespace) -> None:

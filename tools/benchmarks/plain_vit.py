@@ -37,18 +37,6 @@ INPUTS = ((448, 800), (544, 960), SQUARE)
 SHAPES = {"S": (384, 12, 6, 3), "B": (768, 12, 12, 3), "L": (1024, 24, 16, 4)}  # channels, blocks, heads, with queries
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sizes", nargs="+", default=["S"], choices=list(SHAPES), help="networks (default: S)")
-    parser.add_argument("--frames", type=int, default=3, help="timed frames of each row, the fastest counts")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--compile", action="store_true", help="set MODEL.COMPILE")
-    parser.add_argument("--only-ours", action="store_true", help="leave transformers' class out")
-    parser.add_argument("--memory", action="store_true", help="compare peak memory instead of time")
-    parser.add_argument("--memory-frames", type=int, default=60, help="frames of the video (default: 60)")
-    parser.add_argument("--peak-of", choices=["ours", "transformers"], help="print the peak memory of one run in MiB")
-
-
 def run(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -25,19 +25,6 @@ from lbvq.refine import refine_tubes, split_components
 from lbvq.refine.sam import CHECKPOINTS, SamRefiner, load_sam_weights
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--refiner", choices=sorted(CHECKPOINTS), default="hq_sam")
-    parser.add_argument("--model-type", default="vit_b", help="vit_b, vit_l, vit_h; vit_tiny for hq_sam")
-    parser.add_argument("--checkpoint", help="published file; default: random weights")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--frames", type=int, default=10)
-    parser.add_argument("--objects", type=int, default=10, help="visible objects per frame")
-    parser.add_argument("--components", type=int, default=1, choices=(1, 2, 3), help="parts of every object")
-    parser.add_argument("--decoder-only", action="store_true", help="random image embeddings instead of the encoder's")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--size", type=int, nargs=2, default=(360, 640), metavar=("H", "W"))
-
-
 def make_video(
     num_frames: int, num_objects: int, num_components: int, size_hw: tuple[int, int]
 ) -> tuple[list[np.ndarray], np.ndarray]:
@@ -146,6 +133,7 @@ def measure(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
 
 
 def run(args: argparse.Namespace) -> None:
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     published, ours = measure(args)
     count = args.frames * args.objects
     encoder = ", without encoder" if args.decoder_only else ""

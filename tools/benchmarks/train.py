@@ -28,24 +28,9 @@ from lbvq.engine.memory import peak_memory_mib
 from lbvq.engine.random_state import seed_all_rng
 from lbvq.engine.solver import build_gradient_clipper, build_optimizer
 from lbvq.engine.trainer import TrainStep
-from lbvq.files.data_entries import add_data_argument, data_options
+from lbvq.files.data_entries import data_options
 from lbvq.zoo import load_config
 from mask2former.registry import build_model
-
-DEFAULT_CONFIG = "configs/synthetic/lbvq_R18_tiny.yaml"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_data_argument(parser)
-    parser.add_argument("--config-file", default=DEFAULT_CONFIG, help=f"default {DEFAULT_CONFIG}")
-    parser.add_argument("--iterations", type=int, default=20, help="timed iterations (default 20)")
-    parser.add_argument("--warmup", type=int, default=3, help="iterations before them (default 3)")
-    parser.add_argument("--videos", type=int, default=24, help="videos to write (default 24)")
-    parser.add_argument(
-        "--synthetic", type=int, nargs=3, default=(96, 128, 10), metavar=("H", "W", "T"), help="default 96 128 10"
-    )
-    parser.add_argument("--real", action="store_true", help="use the data sets of the configuration")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the configuration")
 
 
 class StageTimer(TrainStep):

@@ -22,12 +22,6 @@ from lbvq.modeling.vmt.edges import PointTransformer
 MIB = 2**20
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--points", type=int, default=12000, help="pixels in the sequence")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--layers", type=int, default=3)
-
-
 def run(args: argparse.Namespace) -> None:
     results = {form: _in_a_process(form, args) for form in ("ours", "with weights")}
     print(f"{args.points} points, {args.layers} layers, {args.threads} threads")
