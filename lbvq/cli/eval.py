@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate; raises ValueError, KeyError or OSError for what is wrong with data or settings."""
     from lbvq.cli.train import _has_gpu, parts_of
     from lbvq.cli.training import start
-    from lbvq.engine.setup import default_argument_parser
+    from lbvq.engine.arguments import default_argument_parser
     from lbvq.files.data_entries import ANNOTATIONS, FRAMES, data_options
 
     if not args.weights.is_file():

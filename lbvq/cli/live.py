@@ -101,7 +101,7 @@ def _run(args: argparse.Namespace, interrupts: Interrupts) -> None:
 
 def load_state(predictor: StreamPredictor, path: str) -> None:
     """Go on with a stream that was saved; ValueError names a file that holds none, or one of another model."""
-    from lbvq.engine.torch_files import read_torch_file
+    from lbvq.files.torch_files import read_torch_file
 
     content = read_torch_file(path)
     try:

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train; raises ValueError, KeyError or OSError for what is wrong with data or settings."""
     from lbvq.cli.training import start
-    from lbvq.engine.setup import default_argument_parser
+    from lbvq.engine.arguments import default_argument_parser
     from lbvq.zoo import load_config
 
     if args.steps < 1:

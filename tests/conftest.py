@@ -1,0 +1,33 @@
+"""A skip whose reason is not in `expected_skips.ALLOWED` is a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+from expected_skips import complaint, is_expected
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--allow-skips", action="store_true", help="do not fail on skips that are not expected")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    return report if item.config.getoption("--allow-skips") else _failed_if_unexpected(report)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    return report if collector.config.getoption("--allow-skips") else _failed_if_unexpected(report)
+
+
+def _failed_if_unexpected(report):
+    reason = report.longrepr[2] if report.skipped and isinstance(report.longrepr, tuple) else None
+    if reason is not None and not hasattr(report, "wasxfail") and not is_expected(reason):
+        report.outcome, report.longrepr = "failed", complaint(reason)
+    return report

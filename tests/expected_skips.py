@@ -1,0 +1,30 @@
+"""Why a test may be skipped. Any other skip is a failure, so that no test goes missing without a word."""
+
+from __future__ import annotations
+
+import re
+
+ALLOWED = (
+    r"needs a CUDA device",
+    r"needs CUDA",
+    r"tomllib came with Python 3\.11",
+    r"needs /dev/full",  # not every system has it
+    r"PyTorch was built without oneDNN",
+    r"named until closed on other systems",
+    r"resource is not available",  # on Windows
+    r"could not import '(submitit|wandb|labelformat\S*|torch\.utils\.serialization)'.*",  # not in requirements.lock
+)
+
+
+def is_expected(reason: str) -> bool:
+    """Whether a test may be skipped for a reason, as pytest words it."""
+    reason = reason.removeprefix("Skipped: ")
+    return any(re.fullmatch(pattern, reason, re.DOTALL) for pattern in ALLOWED)
+
+
+def complaint(reason: str) -> str:
+    """What is said of any other skip."""
+    return (
+        f"unexpected skip: {reason}. Install what is missing (pip install -r requirements.lock); if the test may be "
+        "skipped for that, add the reason to tests/expected_skips.py. --allow-skips lets every skip pass."
+    )
