@@ -74,7 +74,7 @@ def _add_parts(source: Registry, target: Registry, prefix: str) -> list[str]:
 
 def _builder(source: Registry, name: str) -> Callable[..., Any]:
     """Return what detectron2 calls with its configuration, and with the input shapes for backbones and heads."""
-    build = partial(ours.build_from_cfg, source, name)
+    build: Any = partial(ours.build_from_cfg, source, name)
     build.__name__ = name  # shown in detectron2's tables
     return build
 

@@ -191,7 +191,7 @@ class RandomCrop(Policy):
             crop_h = int(np.random.randint(min(h, low), min(h, high) + 1))
             crop_w = int(np.random.randint(min(w, low), min(w, high) + 1))
             return crop_h, crop_w
-        shares = np.asarray(self.size, np.float32 if self.kind == "relative_range" else np.float64)
+        shares: np.ndarray = np.asarray(self.size, np.float32 if self.kind == "relative_range" else np.float64)
         if self.kind == "relative_range":
             shares = shares + np.random.rand(2) * (1 - shares)
         return int(h * shares[0] + 0.5), int(w * shares[1] + 0.5)

@@ -17,7 +17,7 @@ class Pick(NamedTuple):
     """One element of a batch: record `index` of data set number `source`, with its own random seed."""
 
     source: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides a method of tuples that nobody needs
     seed: tuple[int, ...]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -128,7 +128,7 @@ def make_plan(
     """
     streams = []
     for number, each in enumerate(sets):
-        where = {"seed": seed + number, "rank": rank, "world_size": world_size}
+        where: dict[str, Any] = {"seed": seed + number, "rank": rank, "world_size": world_size}
         if each.factors is not None:
             sampler: TrainingSampler = RepeatFactorTrainingSampler(each.factors, **where)
         else:
@@ -192,14 +192,14 @@ class TestRecords(Dataset):
 
     __test__ = False  # not a test, whatever pytest thinks of its name
 
-    def __init__(self, records: Sequence[dict[str, Any]], mapper: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    def __init__(self, records: Sequence[dict[str, Any]], mapper: Mapper) -> None:
         self.records = records
         self.mapper = mapper
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Any:
         return self.mapper(self.records[index])
 
 

@@ -105,7 +105,7 @@ class Metadata:
 class _MetadataCatalog(UserDict[str, Metadata]):
     """Data set name -> its `Metadata`, made on first use."""
 
-    def get(self, name: str) -> Metadata:
+    def get(self, name: str) -> Metadata:  # type: ignore[override]  # as published, without a default
         if name not in self.data:
             self.data[name] = Metadata(name)
         return self.data[name]
@@ -133,7 +133,7 @@ class _DatasetCatalog(UserDict[str, Callable[[], list[dict[str, Any]]]]):
             )
         self.data[name] = function
 
-    def get(self, name: str) -> list[dict[str, Any]]:
+    def get(self, name: str) -> list[dict[str, Any]]:  # type: ignore[override]  # as published, it reads
         """Read the data set; nothing is cached."""
         if name not in self.data:
             close = difflib.get_close_matches(name, self.data, n=3) or self.list()

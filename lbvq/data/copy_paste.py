@@ -45,7 +45,7 @@ def paste_objects(
     covered = masks_above[is_kept].any(0)  # (H, W)
 
     frame = below.copy()
-    pasted = ResizeTransform(*above.shape[:2], new_h, new_w).apply_image(above)
+    pasted = ResizeTransform(above.shape[0], above.shape[1], new_h, new_w).apply_image(above)
     frame[window][covered[window].numpy()] = pasted[covered[window].numpy()]
     ids_above = torch.where(is_kept, above_objects.gt_ids + len(below_objects), ABSENT)
     masks = BitMasks(torch.cat([masks_below & ~covered, masks_above]))

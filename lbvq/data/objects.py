@@ -53,7 +53,7 @@ def _transform_mask(
     if isinstance(segmentation, dict):
         mask = decode(segmentation, size_hw, where)
         return transforms.apply_mask(mask).astype(bool, copy=False)
-    polygons = []
+    polygons: list[Any] = []
     for points in segmentation:
         corners = np.asarray(points)
         if corners.dtype.kind not in "iuf" or not np.isfinite(corners).all():

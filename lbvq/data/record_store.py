@@ -44,13 +44,13 @@ class RecordStore(Sequence[Record]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Record:  # type: ignore[override]  # nobody takes slices
         """Unpickle one record; the bytes are our own, never a file's."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"Record {index} does not exist: there are {len(self)}.")
         index %= len(self)
         start = int(self._ends[index - 1]) if index else 0
-        return pickle.loads(self._data[start : int(self._ends[index])].numpy())
+        return pickle.loads(self._data[start : int(self._ends[index])].numpy().data)
 
 
 def load_once_per_machine(load: Callable[[], tuple[Sequence[Record], Any]]) -> tuple[RecordStore, Any]:

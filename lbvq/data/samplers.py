@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import torch
 
@@ -60,7 +61,7 @@ class RepeatFactorTrainingSampler(TrainingSampler):
     A factor of 2.3 means two times, and a third time in 30 % of the epochs.
     """
 
-    def __init__(self, factors: Sequence[float] | torch.Tensor, *, seed: int, **options: int | bool | None) -> None:
+    def __init__(self, factors: Sequence[float] | torch.Tensor, *, seed: int, **options: Any) -> None:
         super().__init__(len(factors), seed=seed, **options)
         self.factors = torch.as_tensor(factors, dtype=torch.float32)
         if self.factors.min() < 1:

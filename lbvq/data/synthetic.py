@@ -303,7 +303,8 @@ def _write_split(images: Path, json_file: Path, recipe: dict[str, Any], seeds: l
     json_file.unlink(missing_ok=True)
     if images.exists():
         shutil.rmtree(images)
-    videos, annotations = [], []
+    videos: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for video_id in range(1, recipe["num_videos"] + 1):
         video = make_video([*seeds, video_id], settings)
         name = f"{video_id:05d}"
@@ -316,7 +317,7 @@ def _write_split(images: Path, json_file: Path, recipe: dict[str, Any], seeds: l
         for annotation in video_annotations(video):
             annotations.append({"id": len(annotations) + 1, "video_id": video_id, **annotation, **size})
     categories = [{"id": row["id"], "name": row["name"]} for row in category_table("synthetic")["categories"]]
-    content = {"info": {"description": "moving shapes, made by lbvq.data.synthetic", "recipe": recipe}}
+    content: dict[str, Any] = {"info": {"description": "moving shapes, made by lbvq.data.synthetic", "recipe": recipe}}
     content |= {"videos": videos, "categories": categories, "annotations": annotations}
     json_file.parent.mkdir(parents=True, exist_ok=True)
     write_text(json_file, json.dumps(content))

@@ -278,7 +278,7 @@ class TransformList(Transform):
     """Several transforms, one after the other."""
 
     def __init__(self, transforms: Sequence[Transform]) -> None:
-        self.transforms = [
+        self.transforms: list[Transform] = [
             part
             for each in transforms
             for part in (each.transforms if isinstance(each, TransformList) else [each])
@@ -308,13 +308,14 @@ class TransformList(Transform):
     def _index_maps(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Follow rows and columns as far as possible; return where they come from and after how many transforms."""
         if (height, width) not in self._maps:
-            rows, columns = np.arange(height, dtype=np.int32), np.arange(width, dtype=np.int32)
+            rows: np.ndarray = np.arange(height, dtype=np.int32)
+            columns: np.ndarray = np.arange(width, dtype=np.int32)
             num_done = 0
             for transform in self.transforms:
-                maps = transform.map_index(rows, 0), transform.map_index(columns, 1)
-                if maps[0] is None or maps[1] is None:
+                new_rows, new_columns = transform.map_index(rows, 0), transform.map_index(columns, 1)
+                if new_rows is None or new_columns is None:
                     break
-                rows, columns = maps
+                rows, columns = new_rows, new_columns
                 num_done += 1
             self._maps[height, width] = rows, columns, num_done
         return self._maps[height, width]

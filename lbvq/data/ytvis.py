@@ -133,7 +133,7 @@ def _add_annotation(
         segmentation = clean_segmentation(mask, size_hw, place, tally)
         if segmentation is None:
             continue
-        found = {"iscrowd": int(annotation.is_crowd), "category_id": label, "id": annotation.id}
+        found: dict[str, Any] = {"iscrowd": int(annotation.is_crowd), "category_id": label, "id": annotation.id}
         box = clean_box(box, place, tally)
         if box:
             found |= {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS}

@@ -55,7 +55,7 @@ def synchronize() -> None:
         dist.barrier()
 
 
-_objects_over_gloo: dist.ProcessGroup | None = None
+_objects_over_gloo: Any = None  # a ProcessGroup
 
 
 def leave_group() -> None:
@@ -65,7 +65,7 @@ def leave_group() -> None:
     dist.destroy_process_group()
 
 
-def _object_group() -> dist.ProcessGroup:
+def _object_group() -> Any:
     """Return the gloo group for python objects, which must be asked for the first time by all processes together."""
     global _objects_over_gloo
     if dist.get_backend() == "gloo":

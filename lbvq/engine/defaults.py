@@ -64,9 +64,22 @@ class DefaultTrainer(TrainLoop):
         self._last_eval_results: dict[str, Any] = {}
         self.register_hooks(self.build_hooks())
 
-    model = property(lambda self: self.step.model)
-    optimizer = property(lambda self: self.step.optimizer)
-    data_loader = property(lambda self: self.step.data_loader)
+    step: TrainStep
+
+    @property
+    def model(self) -> nn.Module:
+        """The model as it is trained, perhaps inside DDP."""
+        return self.step.model
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """What `build_optimizer` returned."""
+        return self.step.optimizer
+
+    @property
+    def data_loader(self) -> Any:
+        """What `build_train_loader` returned."""
+        return self.step.data_loader
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
@@ -162,7 +175,7 @@ class DefaultTrainer(TrainLoop):
         load_start_files(self.checkpointer.model, self.checkpointer.report)
         self.start_iter = self.iter + 1 if resumed else 0
 
-    def train(self) -> dict[str, Any]:
+    def train(self) -> dict[str, Any]:  # type: ignore[override]  # as published
         """Train to SOLVER.MAX_ITER and return the last evaluation, checked against TEST.EXPECTED_RESULTS."""
         super().train(self.start_iter, self.max_iter)
         if comm.is_main_process() and not self.stopped:
@@ -290,11 +303,12 @@ def create_ddp_model(model: nn.Module, *, find_unused_parameters: bool = False) 
     device = next(model.parameters()).device
     # each process keeps its own batch statistics; the keyword has a new name in newer versions of torch
     new_name = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    no_sync: dict[str, Any] = {"forward_sync_buffers" if new_name else "broadcast_buffers": False}
     return DistributedDataParallel(
         model,
         device_ids=[device.index] if device.type == "cuda" else None,
         find_unused_parameters=find_unused_parameters,
-        **{"forward_sync_buffers" if new_name else "broadcast_buffers": False},
+        **no_sync,
     )
 
 

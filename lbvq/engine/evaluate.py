@@ -25,6 +25,9 @@ class _Stopwatch:
 
     def __init__(self, warmup: int) -> None:
         self.warmup = warmup
+        self._begin()
+
+    def _begin(self) -> None:
         self.start = time.perf_counter()
         self.seconds = {"Dataloading": 0.0, "Inference": 0.0, "Eval": 0.0}
         self._lap = self.start
@@ -40,7 +43,7 @@ class _Stopwatch:
     def begin_iteration(self, idx: int) -> None:
         """Forget everything measured so far when the warm-up ends."""
         if idx == self.warmup:
-            self.__init__(self.warmup)
+            self._begin()
 
 
 def inference_on_dataset(

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 from . import comm
 from .trainer import HookBase
@@ -31,7 +32,7 @@ class GracefulStop(HookBase):
     def __init__(self, save: Callable[[str], None], signals: tuple[signal.Signals, ...] = (signal.SIGTERM,)) -> None:
         self._save = save
         self._signals = signals
-        self._previous: dict[signal.Signals, object] = {}
+        self._previous: dict[signal.Signals, Any] = {}
         self.received: signal.Signals | None = None
 
     def before_train(self) -> None:

@@ -147,7 +147,7 @@ class PeriodicCheckpointer(HookBase):
             self._kept = self._kept[-self._max_to_keep :]
         self._save(name)
         for old in obsolete:  # only when the new one is complete
-            if comm.is_main_process():
+            if self._delete is not None and comm.is_main_process():
                 self._delete(old)
 
     def state_dict(self) -> dict[str, Any]:
@@ -194,7 +194,7 @@ class BestCheckpointer(HookBase):
         save: writes the weights; only process 0 calls it.
     """
 
-    def __init__(self, metric: str, save: Callable[[str, dict[str, float]], None]) -> None:
+    def __init__(self, metric: str, save: Callable[[str, dict[str, Any]], None]) -> None:
         self._metric = metric
         self._save = save
         self._best: float | None = None

@@ -18,6 +18,9 @@ class MetricBuffer:
     """
 
     def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
         self._iterations: list[int] = []
         self._names: list[tuple[str, ...]] = []
         self._values: list[Tensor] = []  # per iteration: (number of losses,) on the device
@@ -55,7 +58,7 @@ class MetricBuffer:
         rows = []
         for iteration, names, data_time in zip(self._iterations, self._names, self._data_times, strict=True):
             rows.append((iteration, {"data_time": data_time, **{name: next(values) for name in names}}))
-        self.__init__()
+        self._forget()
         return rows
 
     @staticmethod

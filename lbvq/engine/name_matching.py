@@ -158,8 +158,8 @@ def group_names(names: Iterable[str], present: Iterable[str] | None = None) -> l
     """
     names = list(names)
     present = None if present is None else list(present)
-    whole = Counter() if present is None else Counter(absent_module(name, present) for name in names)
-    whole = {module: count for module, count in whole.items() if module and count > 2}
+    absent = () if present is None else (absent_module(name, present) for name in names)
+    whole = {module: count for module, count in Counter(absent).items() if module and count > 2}
     leaves: dict[str, list[str]] = {}
     for name in names:
         module = next((module for module in whole if name.startswith(f"{module}.")), None)

@@ -282,7 +282,7 @@ class TrainStep:
             share = len(part) / len(batch) if len(parts) > 1 else 1.0
             with self._no_gradient_exchange() if index < len(parts) - 1 else contextlib.nullcontext():
                 losses = self._losses(part)
-                total = sum(losses.values()) * share
+                total: Any = sum(losses.values()) * share
                 (self.grad_scaler.scale(total) if self.grad_scaler else total).backward()
             for name, loss in losses.items():
                 mine = loss.detach().float() * share

@@ -94,10 +94,10 @@ class LoadReport:
             if names:
                 lines += [title, *(f"  {line}" for line in group_names(names, other))]
         if self.others:
-            other = next(filter(is_average, self.others), self.others[0])
+            average = next((name for name in self.others if is_average(name)), self.others[0])
             lines.append(
                 f"The file holds this model again under {', '.join(self.others)}, which was not taken; name it as "
-                f"{self.source}?key={other} to load it instead."
+                f"{self.source}?key={average} to load it instead."
             )
         return "\n".join(lines)
 
@@ -187,12 +187,12 @@ def load_weight_file(
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the module inside data-parallel and `torch.compile` wrappers."""
     while True:
+        inner = getattr(model, "_orig_mod", None)
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod
-        else:
+            inner = model.module
+        if not isinstance(inner, nn.Module):
             return model
+        model = inner
 
 
 def _check_allow_missing(allow_missing: str | Callable[[str], bool]) -> None:

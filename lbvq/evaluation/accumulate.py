@@ -64,7 +64,7 @@ def accumulate(
             continue
         start, stop = np.searchsorted(table.place, [k, k + 1])
         order = start + np.argsort(-table.score[start:stop], kind="stable")
-        found, num_rows = None, -1
+        found, num_rows = (np.empty(0),) * 3, -1
         for m, limit in enumerate(settings.max_detections):
             rows = order if limit is None else order[table.rank[order] < limit]
             if len(rows) != num_rows:  # otherwise this limit leaves out nobody that the last one has kept

@@ -121,7 +121,7 @@ class Analysis:
         rows = []
         for name, (low, high) in ranges.items():
             inside = counted & (low <= values) & (values <= high)
-            chosen = {key: name}
+            chosen: dict[str, Any] = {key: name}
             rows.append(
                 {
                     "range": name,

@@ -44,13 +44,13 @@ class BoundaryTubes:
         block = tube * num_frames + frame
         opening = np.flatnonzero(np.diff(block, prepend=-1))
         closing = np.flatnonzero(np.diff(block, append=-1))
-        self.left = np.zeros(len(index) * num_frames, np.int64)
-        self.width = np.zeros(len(index) * num_frames, np.int64)
+        self.left: np.ndarray = np.zeros(len(index) * num_frames, np.int64)
+        self.width: np.ndarray = np.zeros(len(index) * num_frames, np.int64)
         self.left[block[opening]] = x[opening]
         self.width[block[opening]] = x[closing] - x[opening] + 1
         # An empty column after each frame keeps the frames apart, `2 * radius` at the end give the last one room.
         stops = np.cumsum(self.width + (self.width > 0))
-        self.first = stops - self.width - (self.width > 0)
+        self.first: np.ndarray = stops - self.width - (self.width > 0)
         slot = self.first[block] + x - self.left[block]
         shape = (int(stops[-1]) + 2 * radius if len(stops) else 0, height // 64 + 1)
         mask = _paint(slot, start, end, shape)
@@ -60,7 +60,7 @@ class BoundaryTubes:
         self._count(stops, (len(index), num_frames))
 
     def _count(self, stops: np.ndarray, shape: tuple[int, int]) -> None:
-        self.areas = _sum_bits(self.words, stops - self.first).reshape(shape)
+        self.areas: np.ndarray = _sum_bits(self.words, stops - self.first).reshape(shape)
         self.first, self.left, self.width = (each.reshape(shape) for each in (self.first, self.left, self.width))
 
 

@@ -90,8 +90,8 @@ def _score_classes(
     _drop_distractors(truth)
     _merge_categories([*truth.values(), *predicted.values()], table["tao_merged"])
     # A category may be merged into a distractor, which does not become a class by that.
-    classes = {track.category for sequence in truth.values() for track in sequence.tracks}
-    classes = sorted(classes - set(table["tao_distractor_ids"]))
+    annotated = {track.category for sequence in truth.values() for track in sequence.tracks}
+    classes = sorted(annotated - set(table["tao_distractor_ids"]))
     counts = {each: HotaCounts.zero() for each in classes}
     for key, sequence in truth.items():
         for each, own in _count_sequence(sequence, predicted.get(key), classes, keep_all, reference).items():
@@ -163,7 +163,7 @@ def _merge_categories(sequences: Iterable[BurstSequence], merged: Sequence[tuple
     for sequence in sequences:
         for track in sequence.tracks:
             track.category = parent.get(track.category, track.category)
-            track.categories = [parent.get(each, each) for each in track.categories]
+            track.categories = [None if each is None else parent.get(each, each) for each in track.categories]
 
 
 def _count_sequence(
@@ -220,15 +220,15 @@ def _frame_overlaps(
         return {}
     left = [(truth.tracks[row], frame) for frame, _, rows, _ in blocks for row in rows]
     right = [(predicted.tracks[column], frame) for frame, _, _, columns in blocks for column in columns]
-    tubes = []
-    for side in (left, right):
-        tubes.append(TubeRuns([[track.masks[frame]] for track, frame in side], truth.size, _never))
+    wanted, found = (
+        TubeRuns([[track.masks[frame]] for track, frame in side], truth.size, _never) for side in (left, right)
+    )
     pairs, first = [], np.zeros(2, np.int64)
     for _, _, rows, columns in blocks:
         pairs.append(np.argwhere(np.ones((len(rows), len(columns)))) + first)
         first += (len(rows), len(columns))
     pairs_in_all = np.concatenate(pairs)
-    values = _box_iou(*tubes, pairs_in_all) if boxes else tube_iou(*tubes, pairs_in_all)[1]
+    values = _box_iou(wanted, found, pairs_in_all) if boxes else tube_iou(wanted, found, pairs_in_all)[1]
     cuts = np.cumsum([len(each) for each in pairs])[:-1]
     return {
         (frame, category): part.reshape(len(rows), len(columns))

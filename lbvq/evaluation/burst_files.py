@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def read_burst_predictions(
             key, BurstSequence(truth.id, where, truth.size, truth.frames, truth.negative, truth.partly)
         )
         place = f"{path}: detection {detection.index} (video {truth.id})"
-        runs = TubeRuns([detection.masks], truth.size, lambda _, frame, place=place: f"{place}, frame {frame}")
+        runs = TubeRuns([detection.masks], truth.size, partial(_where_of_frame, place))
         masks = [mask if area else None for mask, area in zip(detection.masks, runs.areas[0], strict=True)]
         category = category_ids[detection.category_id - 1]
         categories_per_frame = [None if mask is None else category for mask in masks]
@@ -125,6 +126,10 @@ def read_burst_predictions(
     for sequence in sequences.values():
         _keep_best(sequence)
     return sequences
+
+
+def _where_of_frame(place: str, _: int, frame: int) -> str:
+    return f"{place}, frame {frame}"
 
 
 def burst_categories(path: str | Path) -> dict[int, str]:
@@ -141,13 +146,10 @@ def _read_sequence(entry: Mapping[str, Any], where: str, known: BurstSequence | 
         raise ValueError(f"{where}: 'annotated_image_paths' and 'segmentations' must be lists of equal length")
     frames = known.frames if known else [str(image) for image in images]
     place = {name: index for index, name in enumerate(frames)}
-    sequence = BurstSequence(
-        entry.get("id"),
-        where,
-        size,
-        frames,
-        *(frozenset(rules.id_list(entry, f"{kind}_category_ids", where)) for kind in ("neg", "not_exhaustive")),
+    absent, partly = (
+        frozenset(rules.id_list(entry, f"{kind}_category_ids", where)) for kind in ("neg", "not_exhaustive")
     )
+    sequence = BurstSequence(entry.get("id"), where, size, frames, absent, partly)
     tracks: dict[str, BurstTrack] = {}
     for image, objects in zip(images, masks, strict=True):
         if str(image) not in place:
@@ -191,7 +193,9 @@ def _keep_best(sequence: BurstSequence) -> None:
             seen.setdefault(name, frame)
     sequence.tracks = [tracks[name] for name in seen]
     for name, frame in seen.items():
-        tracks[name].category = tracks[name].categories[frame]
+        category = tracks[name].categories[frame]
+        if category is not None:  # a shown track has one
+            tracks[name].category = category
 
 
 def _score(item: Any) -> float:

@@ -51,8 +51,8 @@ def draw_curves(curves: Mapping[str, np.ndarray], title: str, x_name: str, y_nam
     put_text(image, y_name, (8, top - 12), 0.5)
     for place, (name, values) in enumerate(curves.items()):
         color = COLORS[place % len(COLORS)]
-        x = np.linspace(left, right, len(values))
-        points = np.stack((x, bottom - (bottom - top) * values), axis=1)
+        across = np.linspace(left, right, len(values))
+        points = np.stack((across, bottom - (bottom - top) * values), axis=1)
         points = points[np.isfinite(points).all(1)].round().astype(np.int32)
         cv2.polylines(image, [points], False, color, 2, cv2.LINE_AA)
         put_text(image, name, (right - 190, top + 22 + 20 * place), 0.5, color)

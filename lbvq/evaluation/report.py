@@ -122,7 +122,7 @@ def _class_rows(scores: Scores, task: str, ground_truth: GroundTruth, analysis: 
         num_found[detection.category_id] += 1
     rows = []
     for each in ground_truth.categories:
-        chosen = {"category_ids": [each]}
+        chosen: dict[str, Any] = {"category_ids": [each]}
         row = {"id": each, "class": ground_truth.category_name(each)}
         if letters:
             row["group"] = {"b": "base", "n": "novel"}.get(letters.get(each, ""), "")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -66,10 +67,14 @@ def decode_masks(
         try:
             runs = _decode(texts[part], num_pixels[part], offsets[part])
         except _UnusualMasksError:
-            rewritten = _rewrite(texts[part], sizes[part], lambda index, start=start: where(start + index))
+            rewritten = _rewrite(texts[part], sizes[part], partial(_later, where, start))
             runs = _decode(rewritten, num_pixels[part], offsets[part])
         parts.append(runs)
     return _concatenate(parts)
+
+
+def _later(where: Callable[[int], str], start: int, index: int) -> str:
+    return where(start + index)
 
 
 def _portions(texts: Sequence[bytes]) -> list[tuple[int, int]]:

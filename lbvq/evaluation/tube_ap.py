@@ -214,7 +214,9 @@ class TubeAP:
 
     def _federation(self, detections: list[Detection], tubes: TubeRuns) -> dict[str, np.ndarray]:
         """Whether detections count, and whether they are forgiven when unmatched; see `TubeApSettings.federated`."""
-        exists = tubes.areas.any(1) if self.settings.empty_is_absent else np.ones(len(detections), bool)
+        exists = np.ones(len(detections), bool)
+        if self.settings.empty_is_absent:
+            exists = np.any(tubes.areas, axis=1)
         if not self.settings.federated:
             return {"counts": exists, "forgiven": np.zeros(len(detections), bool)}
         counts, forgiven = [], []
@@ -250,7 +252,8 @@ class TubeAP:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Lower the IoU of each pair to that of the boundaries, for tracks that are not crowd, and drop small ones."""
         track_index, track = np.unique(pairs[:, 1], return_inverse=True)
-        edges = BoundaryTubes(wanted, track_index, self.settings.boundary_ratio)
+        ratio = self.settings.boundary_ratio or 0.0  # who compares boundaries has set one
+        edges = BoundaryTubes(wanted, track_index, ratio)
         compared = np.flatnonzero(~is_crowd[pairs[:, 1]])
         per_step = max(1, _BOUNDARIES_AT_ONCE // max(1, found.areas.shape[1]))
         detection_index, detection = np.unique(pairs[compared, 0], return_inverse=True)
@@ -258,7 +261,7 @@ class TubeAP:
             part = np.flatnonzero((detection >= step) & (detection < step + per_step))
             chosen = compared[part]
             boundary = boundary_iou(
-                BoundaryTubes(found, detection_index[step : step + per_step], self.settings.boundary_ratio),
+                BoundaryTubes(found, detection_index[step : step + per_step], ratio),
                 edges,
                 np.stack((detection[part] - step, track[chosen]), axis=1),
                 np.minimum(found.lengths[pairs[chosen, 0]], wanted.lengths[pairs[chosen, 1]]),

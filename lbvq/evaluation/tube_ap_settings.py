@@ -57,8 +57,11 @@ class TubeApSettings:
     def __post_init__(self) -> None:
         if self.areas not in ("file", "masks", "none"):
             raise ValueError(f"areas must be 'file', 'masks' or 'none', got {self.areas!r}")
-        limits = list(self.max_detections)
-        if limits != [None] and (not limits or None in limits or sorted(limits) != limits or limits[0] < 1):
-            raise ValueError(f"max_detections must be ascending positive numbers or (None,), got {limits}")
+        limits = [limit for limit in self.max_detections if limit is not None]
+        is_mixed = len(limits) < len(self.max_detections) and list(self.max_detections) != [None]
+        if is_mixed or not len(self.max_detections) or sorted(limits) != limits or any(limit < 1 for limit in limits):
+            raise ValueError(
+                f"max_detections must be ascending positive numbers or (None,), got {list(self.max_detections)}"
+            )
         if not len(self.iou_thresholds) or list(self.iou_thresholds) != sorted(self.iou_thresholds):
             raise ValueError(f"iou_thresholds must be ascending, got {list(self.iou_thresholds)}")

@@ -81,7 +81,7 @@ def video_metric(name: str) -> VideoMetric:
 
 def metric_settings(metric: str, *, reference: bool = False) -> dict[str, TubeApSettings]:
     """Task -> settings of one metric of VIDEO_METRICS."""
-    common = {"different_lengths": reference, "id_zero_is_lost": reference}
+    common: dict[str, Any] = {"different_lengths": reference, "id_zero_is_lost": reference}
     return {task: TubeApSettings(**own, **common) for task, own in video_metric(metric).tasks(reference).items()}
 
 
@@ -187,14 +187,14 @@ class VideoScorer:
             for letter, category_ids in self.groups.items():
                 table |= {f"{name}{letter}": value for name, value in result.summary(category_ids).items()}
             if self._long_videos is not None:
-                table |= self._short_and_long(each)
+                table |= self._short_and_long(each, self._long_videos)
             tables[task] = table | {f"AP-{name}": value for name, value in result.per_category().items()}
         return Scores(tables, results, self.groups)
 
-    def _short_and_long(self, task: TubeAP) -> dict[str, float]:
+    def _short_and_long(self, task: TubeAP, most_frames: int) -> dict[str, float]:
         """Summaries of the short and of the long videos, and the mean of both APs, by which YouTube-VIS 2022 ranks."""
         videos = self.ground_truth.videos.values()
-        is_long = {video.id: (video.length or 0) > self._long_videos for video in videos}
+        is_long = {video.id: (video.length or 0) > most_frames for video in videos}
         table: dict[str, float] = {}
         for suffix, wanted in (("_short", False), ("_long", True)):
             result = task.compute([each for each, own in is_long.items() if own is wanted])
@@ -209,6 +209,7 @@ def category_groups(ground_truth: GroundTruth) -> dict[str, list[int]]:
     whose names and ids are exactly those of the file. Empty if there is none.
     """
     categories = ground_truth.categories
+    novel: list[int] | None
     if categories and all("partition" in entry for entry in categories.values()):
         novel = [each for each, entry in categories.items() if entry["partition"] in (2, 3)]
     elif categories and all("frequency" in entry for entry in categories.values()):

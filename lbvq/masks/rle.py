@@ -264,7 +264,7 @@ def _as_bool(masks: np.ndarray | Tensor) -> np.ndarray | Tensor:
     if is_tensor(masks):
         is_float = masks.is_floating_point() or masks.is_complex()
     else:
-        is_float = masks.dtype.kind not in "biu"
+        is_float = np.asarray(masks).dtype.kind not in "biu"
     if is_float:
         raise ValueError(f"masks must be bool or integer, got {masks.dtype}; compare with a threshold first")
     return masks != 0 if str(masks.dtype).removeprefix("torch.") != "bool" else masks
@@ -304,8 +304,8 @@ def _pack(runs: np.ndarray, lengths: np.ndarray) -> list[str]:
     values = runs.copy()
     values[2:] -= np.where(position[2:] > 2, runs[:-2], 0)
     num_digits = np.ones(len(values), dtype=np.int64)
-    for digits in range(1, _MAX_DIGITS):
-        limit = np.int64(1) << (5 * digits - 1)
+    for count in range(1, _MAX_DIGITS):
+        limit = np.int64(1) << (5 * count - 1)
         num_digits += (values >= limit) | (values < -limit)
     digit_first = np.cumsum(num_digits) - num_digits
     place = np.arange(int(num_digits.sum())) - np.repeat(digit_first, num_digits)

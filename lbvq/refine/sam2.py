@@ -22,7 +22,7 @@ DEFAULT_CHECKPOINT = "facebook/sam2.1-hiera-large"
 class Sam2Refiner(PromptRefiner):
     """Refine each frame for itself with `Sam2Model`."""
 
-    def __init__(self, model: nn.Module, image_processor: Any, **options: Any) -> None:
+    def __init__(self, model: Any, image_processor: Any, **options: Any) -> None:
         """
         Args:
             model: a transformers `Sam2Model` on its device and in its dtype, in eval mode.
@@ -84,7 +84,7 @@ class Sam2VideoRefiner:
     Memory grows with the window, not with the video.
     """
 
-    def __init__(self, model: nn.Module, processor: Any, frame_refiner: PromptRefiner, *, window: int = 32) -> None:
+    def __init__(self, model: Any, processor: Any, frame_refiner: PromptRefiner, *, window: int = 32) -> None:
         """
         Args:
             model: a transformers `Sam2VideoModel` on its device, in eval mode.

@@ -60,8 +60,8 @@ class FrameDecoder:
         self.upscale = _Upscaling(model.mask_decoder.output_upscaling)
         is_cpu = embedding.device.type == "cpu"
         self.portion, self.num_strips = (CPU_PORTION, CPU_STRIPS) if is_cpu else (CUDA_PORTION, 1)
-        self.hq_features = None
-        if hasattr(model.mask_decoder, "hf_token"):
+        self.hq_features: Tensor | None = None
+        if early_features is not None and hasattr(model.mask_decoder, "hf_token"):
             self.hq_features = self._hq_features(early_features)
             # Upscaled pixels, in the same memory for all portions: to get new memory costs more than to compute in it.
             # The first and last row stay zero, the padding that the convolution asks for.
@@ -96,23 +96,24 @@ class FrameDecoder:
         wanted = [1] if self.hq_features is None else [1, 1 + len(decoder.mask_tokens.weight)]
         mask_tokens, image = _transform(decoder.transformer, tokens, image, self.position, wanted)
         embedding = decoder.output_hypernetworks_mlps[0](mask_tokens[:, :1])  # (B, 1, C / 8)
-        masks = []
+        parts = []
         for top, bottom in self._strips(self.height):
             strip = self.upscale(image[:, top * self.width : bottom * self.width])
-            masks.append(_products(embedding, strip.flatten(1, 5)))
+            parts.append(_products(embedding, strip.flatten(1, 5)))
             if self.hq_features is not None:
                 self._pixels[: len(strip), 4 * top + 1 : 4 * bottom + 1] = self._in_rows(strip)
-        masks = self._in_rows(torch.cat(masks, dim=2).unflatten(2, (-1, 2, 2, 2, 2, 1))[:, 0])[:, None, :, :, 0]
+        masks = self._in_rows(torch.cat(parts, dim=2).unflatten(2, (-1, 2, 2, 2, 2, 1))[:, 0])[:, None, :, :, 0]
         if self.hq_features is not None:
-            masks = masks + self._hq_masks(decoder.hf_mlp(mask_tokens[:, 1:]), self._pixels[: len(tokens)])
+            own = decoder.hf_mlp(mask_tokens[:, 1:])
+            masks = masks + self._hq_masks(own, self.hq_features, self._pixels[: len(tokens)])
         return masks
 
-    def _hq_masks(self, embedding: Tensor, pixels: Tensor) -> Tensor:
-        """HQ-SAM's own mask logits: (B, 1, C / 8) and (B, 4 h + 2, 4 w, C / 8) -> (B, 1, 4 h, 4 w)."""
+    def _hq_masks(self, embedding: Tensor, features: Tensor, pixels: Tensor) -> Tensor:
+        """HQ-SAM's own mask logits: (B, 1, C / 8), (16 N, C / 8) and (B, 4 h + 2, 4 w, C / 8) -> (B, 1, 4 h, 4 w)."""
         convolution, norm, activation, last = self.model.mask_decoder.embedding_maskfeature
         # F.fold adds what each pixel sends to its neighbours, a convolution asks the neighbours: hence the flip
         taps = torch.einsum("bqo,ocij->bijc", embedding, last.weight.flip(2, 3)).flatten(1, 2)  # (B, 9, C / 4)
-        masks = linear(embedding.flatten(0, 1), self.hq_features) + embedding[:, 0] @ last.bias[:, None]
+        masks = linear(embedding.flatten(0, 1), features) + embedding[:, 0] @ last.bias[:, None]
         masks = F.pad(masks.float().view(-1, 1, 4 * self.height, 4 * self.width), (0, 0, 1, 1))
         for top, bottom in self._strips(4 * self.height):
             planes = pixels[:, top : bottom + 2].permute(0, 3, 1, 2)
@@ -145,7 +146,7 @@ class FrameDecoder:
 
 
 def _transform(
-    transformer: nn.Module, tokens: Tensor, image: Tensor, position: Tensor, wanted: list[int]
+    transformer: Any, tokens: Tensor, image: Tensor, position: Tensor, wanted: list[int]
 ) -> tuple[Tensor, Tensor]:
     """Let tokens and image attend to each other.
 
@@ -170,7 +171,7 @@ def _transform(
     return transformer.norm_final_attn(chosen + attended), image
 
 
-def _update_tokens(layer: nn.Module, queries: Tensor, tokens: Tensor, image: Tensor, placed: Tensor) -> Tensor:
+def _update_tokens(layer: Any, queries: Tensor, tokens: Tensor, image: Tensor, placed: Tensor) -> Tensor:
     """One layer's side of the tokens: (B, T, C) -> (B, T, C)."""
     if layer.skip_first_layer_pe:
         queries = layer.self_attn(q=queries, k=queries, v=queries)
@@ -182,7 +183,7 @@ def _update_tokens(layer: nn.Module, queries: Tensor, tokens: Tensor, image: Ten
     return layer.norm3(queries + layer.mlp(queries))
 
 
-def _token_to_image(attention: nn.Module, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def _token_to_image(attention: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Few queries (B, T, C) attend to many keys and values (B or 1, N, C): (B, T, C).
 
     The bias of the keys adds the same to all scores of a query, which softmax takes out again.
@@ -198,7 +199,7 @@ def _token_to_image(attention: nn.Module, queries: Tensor, keys: Tensor, values:
     return attention.out_proj(mixed + attention.v_proj.bias)
 
 
-def _image_to_token(attention: nn.Module, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def _image_to_token(attention: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Many queries (B or 1, N, C) attend to few keys and values (B, T, C): (B, N, C)."""
     heads = attention.num_heads
     key = attention.k_proj(keys).unflatten(2, (heads, -1))
@@ -235,12 +236,12 @@ class _Upscaling:
         return self.rest[0](out) if self.rest else out
 
 
-def _linear_parameters(convolution: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
+def _linear_parameters(convolution: Any) -> tuple[Tensor, Tensor]:
     """Weight (4 c, C) and bias (4 c,) that make 2 x 2 pixels with c channels of each pixel."""
     return convolution.weight.permute(0, 2, 3, 1).flatten(1).T, convolution.bias.repeat(4)
 
 
-def _norm(tokens: Tensor, norm: nn.Module) -> Tensor:
+def _norm(tokens: Tensor, norm: Any) -> Tensor:
     """`LayerNorm2d` of channels last: (..., C)."""
     return F.layer_norm(tokens, tokens.shape[-1:], norm.weight, norm.bias, norm.eps)
 

@@ -44,7 +44,7 @@ def read_video(source: str | os.PathLike | Sequence, *, allow_truncated: bool = 
         VideoError: nothing can be read, or frames have different sizes.
         FileNotFoundError: there is no such file or folder, or no image in it.
     """
-    if isinstance(source, (list, tuple)):
+    if isinstance(source, Sequence) and not isinstance(source, str):
         return ImageFrames(without_clutter([Path(item) for item in source]), allow_truncated=allow_truncated)
     if is_address(source):
         return _read_address(str(source), allow_truncated)
