@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from lbvq.engine.checkpoint import Checkpointer
 from lbvq.engine.defaults import DefaultTrainer
 from lbvq.engine.evaluate import verify_results
 from lbvq.engine.launch import launch
-from lbvq.engine.setup import default_setup
+from lbvq.engine.run_folder import claimed, make_run_folder
+from lbvq.engine.setup import default_setup, write_config
 from lbvq.engine.slurm import submit
 from lbvq.engine.weights import unwrap
 from lbvq.evaluation import build_evaluator
+from lbvq.files.class_list import ClassList, with_classes
 from lbvq.files.data_entries import data_options
 from lbvq.files.json_files import to_json
 from lbvq.files.writing import write_text
@@ -58,6 +61,13 @@ class Trainer(DefaultTrainer):
         return build_train_loader(cfg)
 
     @classmethod
+    def build_class_list(cls, cfg: CfgNode) -> ClassList | None:
+        """Categories of the data set that is the target of training, to travel with the weights."""
+        if is_open_vocabulary(cfg) or not cfg.DATASETS.TRAIN:
+            return None
+        return ClassList.from_metadata(MetadataCatalog.get(cfg.DATASETS.TARGET or cfg.DATASETS.TRAIN[-1]))
+
+    @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """One whole video at a time."""
         return build_test_loader(cfg, dataset_name)
@@ -67,8 +77,7 @@ class Trainer(DefaultTrainer):
         """Writes results.json, and computes AP when the annotations of the data set are there."""
         folder = Path(cfg.OUTPUT_DIR) / "inference"
         folder = folder if len(cfg.DATASETS.TEST) == 1 else folder / dataset_name
-        is_open = has_ability(model_class(cfg), "open_vocabulary")
-        return build_evaluator(cfg, dataset_name, folder, open_vocabulary=is_open)
+        return build_evaluator(cfg, dataset_name, folder, open_vocabulary=is_open_vocabulary(cfg))
 
     @classmethod
     def check_test_sets(cls, cfg: CfgNode) -> None:
@@ -107,6 +116,11 @@ class Trainer(DefaultTrainer):
         return refine
 
 
+def is_open_vocabulary(cfg: CfgNode) -> bool:
+    """Whether the classes of the model are given as text, by the test set, and not by its weights."""
+    return has_ability(model_class(cfg), "open_vocabulary")
+
+
 def build_cfg(args: argparse.Namespace) -> CfgNode:
     """Defaults, then the YAML file, then the command line."""
     cfg = load_config(args.config_file, [*data_options(getattr(args, "data", ())), *args.opts])
@@ -119,6 +133,9 @@ def evaluate_only(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     model = Trainer.build_model(cfg)
     checkpointer = Checkpointer(model, cfg.OUTPUT_DIR)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    classes = checkpointer.report.classes if checkpointer.report else None
+    if classes is not None and not is_open_vocabulary(cfg):
+        cfg = with_classes(cfg, classes)  # what the weights say wins
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg.TEST.EXPECTED_RESULTS, results)
@@ -128,12 +145,15 @@ def evaluate_only(cfg: CfgNode, resume: bool) -> dict[str, Any]:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Body of every process of the run."""
     cfg = build_cfg(args)
-    default_setup(cfg, args)
-    try:
-        return train_or_evaluate(cfg, args)
-    except Exception:
-        logger.debug("The run ended with an error:", exc_info=True)  # the console gets one sentence, the log file all
-        raise
+    make_run_folder(cfg.OUTPUT_DIR)
+    overwrite = getattr(args, "overwrite", False)
+    with nullcontext() if args.eval_only else claimed(cfg.OUTPUT_DIR, resume=args.resume, overwrite=overwrite):
+        default_setup(cfg, args)
+        try:
+            return train_or_evaluate(cfg, args)
+        except Exception:
+            logger.debug("The run ended with an error:", exc_info=True)  # the console gets one sentence, the log all
+            raise
 
 
 def train_or_evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
@@ -144,12 +164,23 @@ def train_or_evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     else:
         trainer = Trainer(cfg)
         trainer.check_training_data()
+        if trainer.class_list is not None:
+            write_config(with_classes(cfg, trainer.class_list), replace=True)
         trainer.resume_or_load(resume=args.resume)
-        if getattr(args, "score_before", False) and trainer.start_iter == 0:
+        if getattr(args, "score_before", False) and trainer.start_iter == 0 and _is_whole(trainer):
             _write_metrics(cfg, Trainer.test(cfg, trainer.model), METRICS_BEFORE)
         results = trainer.train()
     _write_metrics(cfg, results, METRICS)
     return results
+
+
+def _is_whole(trainer: Trainer) -> bool:
+    """Whether training starts from a model that can be scored; random classes have no score."""
+    report = trainer.checkpointer.report
+    if report is not None and not report.lacks_parts:
+        return True
+    logger.warning("There is no AP before training: the model does not have all of its weights yet.")
+    return False
 
 
 def _write_metrics(cfg: CfgNode, results: dict[str, Any], name: str) -> None:

@@ -101,6 +101,7 @@ def _leave_signals_to_trainer() -> None:
     died of it, the trainer would fail before it has saved; if they ignored it, the trainer could not end them.
     """
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches all processes, too
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads that start later inherit this
 
     def wait() -> None:

@@ -15,6 +15,7 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
     parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR, if there is one"
     )
+    parser.add_argument("--overwrite", action="store_true", help="begin anew where OUTPUT_DIR holds a training")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on each machine (GPUs, or parts of a CPU)")
     parser.add_argument("--num-machines", type=int, default=1, help="machines of the run")

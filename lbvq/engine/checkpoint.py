@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from torch import nn
 from lbvq.files.writing import atomic_path, write_text
 
 from . import comm
-from .weight_files import read_weights
+from .weight_files import WeightFile, read_weights
 from .weights import LoadReport, load_weight_file, load_weights, unwrap
 
 __all__ = ["Checkpointer", "LoadReport", "load_weights", "save_checkpoint"]
@@ -26,6 +27,25 @@ __all__ = ["Checkpointer", "LoadReport", "load_weights", "save_checkpoint"]
 logger = logging.getLogger(__name__)
 
 LAST_CHECKPOINT = "last_checkpoint"
+_RESUMABLE = re.compile(r"model_(\d+|final)\.pth")
+
+
+def checkpoints_of(folder: str | os.PathLike) -> list[Path]:
+    """Checkpoints of a folder from which a run may go on: the one it notes as the newest, then from last to first."""
+    folder = Path(folder)
+    numbers = {path: found[1] for path in folder.glob("*.pth") if (found := _RESUMABLE.fullmatch(path.name))}
+    ordered = sorted(numbers, key=lambda path: (numbers[path] == "final", numbers[path].zfill(20)), reverse=True)
+    tagged = _tagged(folder)
+    return ordered if tagged is None or not tagged.is_file() else [tagged, *(p for p in ordered if p != tagged)]
+
+
+def _tagged(folder: Path) -> Path | None:
+    """The checkpoint that the folder notes as its newest, whether it is there or not."""
+    try:
+        name = (folder / LAST_CHECKPOINT).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return folder / Path(name).name if name and "\0" not in name else None
 
 
 class Stateful(Protocol):
@@ -41,6 +61,14 @@ def save_checkpoint(path: str | os.PathLike, content: Mapping[str, Any]) -> Path
     with atomic_path(path) as part, open(part, "wb") as file:
         torch.save(dict(content), file)
     return Path(path)
+
+
+def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """About how large a checkpoint of a training is: the model, and the state of its optimizer when it has one."""
+    tensors = [*model.parameters(), *model.buffers()]
+    trained = sum(p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"])
+    copies = 2 if "betas" in optimizer.defaults else int(bool(optimizer.defaults.get("momentum")))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + copies * trained
 
 
 class Checkpointer:
@@ -92,9 +120,13 @@ class Checkpointer:
         Returns:
             What else the file holds, `iteration` among it.
         """
-        file = read_weights(path)
+        return self._load_file(read_weights(path), states=states, allow_missing=allow_missing)
+
+    def _load_file(
+        self, file: WeightFile, *, states: bool = True, allow_missing: str | Callable[[str], bool] = "none"
+    ) -> dict[str, Any]:
         self.report = load_weight_file(self.model, file, allow_missing=allow_missing)
-        rest = file.rest
+        rest, path = file.rest, file.path
         for key, state in self.states.items() if states else ():
             if key not in rest:
                 logger.warning("%s holds no state of the %s; it starts anew.", path, key)
@@ -125,9 +157,7 @@ class Checkpointer:
             The rest of the resumed file; {} for a new run. Training goes on at `["iteration"] + 1`.
         """
         if resume and self.has_checkpoint():
-            path = self.last_checkpoint()
-            logger.info("Resuming from %s; MODEL.WEIGHTS is not used.", path)
-            return self.load(path)
+            return self.load_newest()
         if resume:
             logger.warning("There is nothing to resume in %s; this is a new run.", self.save_dir.absolute())
         if not os.fspath(weights):
@@ -140,9 +170,30 @@ class Checkpointer:
         self.report = load_weights(self.model, weights, allow_missing=allow_missing)
         return {}
 
+    def load_newest(self) -> dict[str, Any]:
+        """Load the newest checkpoint of the folder that can be read, with a warning for each that cannot.
+
+        Returns:
+            As `load`.
+        """
+        tagged, found = _tagged(self.save_dir), checkpoints_of(self.save_dir)
+        if tagged is not None and tagged not in found:
+            logger.warning("%s, noted as the newest checkpoint, is not there.", tagged)
+        first: Exception | None = None
+        for path in found:
+            try:
+                file = read_weights(path)
+            except (ValueError, OSError) as error:
+                first = first or error
+                logger.warning("%s; the checkpoint before it is tried.", error)
+                continue
+            logger.info("Resuming from %s; MODEL.WEIGHTS is not used.", path)
+            return self._load_file(file)
+        raise first or FileNotFoundError(f"{self.save_dir.absolute()} has no checkpoint.")
+
     def has_checkpoint(self) -> bool:
-        """True when the folder of the run names a newest checkpoint."""
-        return (self.save_dir / LAST_CHECKPOINT).is_file()
+        """True when the folder of the run has a checkpoint to go on from."""
+        return bool(checkpoints_of(self.save_dir))
 
     def last_checkpoint(self) -> Path:
         """Return the newest checkpoint; FileNotFoundError when there is none or its file is gone."""
@@ -165,7 +216,7 @@ class Checkpointer:
     def delete(self, name: str) -> None:
         """Delete the checkpoint `name`, unless it is the newest; one that is gone already is no error."""
         path = self.save_dir / f"{name}.pth"
-        if self.has_checkpoint() and self.last_checkpoint() == path:
+        if _tagged(self.save_dir) == path:
             logger.warning("%s is the newest checkpoint and stays.", path)
             return
         path.unlink(missing_ok=True)

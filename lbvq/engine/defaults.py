@@ -14,9 +14,11 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lbvq.files.class_list import ClassList, with_classes
+
 from . import comm
 from .activation_checkpointing import enable_activation_checkpointing
-from .checkpoint import Checkpointer, save_checkpoint
+from .checkpoint import Checkpointer, checkpoint_bytes, save_checkpoint
 from .evaluate import inference_on_dataset, print_csv_format, verify_results
 from .event_writers import TensorBoardWriter, WandbWriter, has_tensorboard
 from .events import CommonMetricPrinter, EventWriter, JSONWriter
@@ -24,9 +26,11 @@ from .fine_tuning import EarlyStop, RestingBackbone
 from .graceful_stop import GracefulStop
 from .hooks import BestCheckpointer, EvalHook, IterationTimer, LRScheduler, PeriodicCheckpointer, PeriodicWriter
 from .random_state import get_random_state, preserve_random_state, set_random_state
+from .resumed_settings import compare_settings, flat_settings
+from .run_folder import check_disk_space
 from .solver import build_gradient_clipper, build_lr_scheduler, build_optimizer, scale_to_world_size
 from .trainer import HookBase, TrainLoop, TrainStep
-from .weights import load_start_files, unwrap
+from .weights import compare_classes, load_start_files, unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +61,10 @@ class DefaultTrainer(TrainLoop):
         if cfg.SOLVER.ACTIVATION_CHECKPOINTING:
             enable_activation_checkpointing(model)
         super().__init__(self.build_step(cfg, model, data_loader, optimizer))
+        self.class_list = comm.all_gather(self.build_class_list(cfg))[0]  # not every process reads all data
+        if self.class_list is not None:
+            self.cfg = with_classes(cfg, self.class_list)
+            model.config = self.cfg
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=self)
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -92,6 +100,11 @@ class DefaultTrainer(TrainLoop):
     def build_train_loader(cls, cfg: Any) -> Any:
         """Return an endless iterable of training batches for this process."""
         raise NotImplementedError("A trainer must define build_train_loader(cfg).")
+
+    @classmethod
+    def build_class_list(cls, cfg: Any) -> ClassList | None:
+        """Return the categories that are trained, None when they are not known; asked for after the train loader."""
+        return None
 
     @classmethod
     def build_test_loader(cls, cfg: Any, dataset_name: str) -> Any:
@@ -152,7 +165,7 @@ class DefaultTrainer(TrainLoop):
         if solver.REST_BACKBONE_ITERS:
             hooks.append(RestingBackbone(self.model, solver.REST_BACKBONE_ITERS))
         hooks.append(PeriodicWriter(self.build_writers() if comm.is_main_process() else []))
-        hooks.append(GracefulStop(self.save, (signal.SIGTERM, signal.SIGUSR2)))
+        hooks.append(GracefulStop(self.save, (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)))
         return hooks
 
     def build_writers(self) -> list[EventWriter]:
@@ -174,13 +187,33 @@ class DefaultTrainer(TrainLoop):
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume, allow_missing="new_modules")
         load_start_files(self.checkpointer.model, self.checkpointer.report)
         self.start_iter = self.iter + 1 if resumed else 0
+        compare_classes(self.checkpointer.report, self.class_list)
+        if self.start_iter >= self.max_iter:
+            logger.warning(
+                "The run in %s is already finished: it has done %d of SOLVER.MAX_ITER %d iterations. Nothing is "
+                "trained, only evaluated; with a larger SOLVER.MAX_ITER it goes on.",
+                self.cfg.OUTPUT_DIR,
+                self.start_iter,
+                self.max_iter,
+            )
 
     def train(self) -> dict[str, Any]:  # type: ignore[override]  # as published
         """Train to SOLVER.MAX_ITER and return the last evaluation, checked against TEST.EXPECTED_RESULTS."""
+        self._check_disk_space()
         super().train(self.start_iter, self.max_iter)
         if comm.is_main_process() and not self.stopped:
             verify_results(self.cfg.TEST.EXPECTED_RESULTS, self._last_eval_results)
         return self._last_eval_results
+
+    def _check_disk_space(self) -> None:
+        """Know before the first step whether the checkpoints fit on the disk."""
+        steps, period = self.max_iter - self.start_iter, self.cfg.SOLVER.CHECKPOINT_PERIOD
+        if not comm.is_main_process() or steps <= 0:
+            return
+        periodic = steps // period
+        if self.cfg.SOLVER.MAX_TO_KEEP:
+            periodic = min(periodic, self.cfg.SOLVER.MAX_TO_KEEP + 1)  # an old one goes when the new one is complete
+        check_disk_space(self.cfg.OUTPUT_DIR, checkpoint_bytes(self.model, self.optimizer), periodic + 1)
 
     def before_train(self) -> None:
         super().before_train()
@@ -247,14 +280,18 @@ class DefaultTrainer(TrainLoop):
         """
         self.flush()
         self._process_states = comm.gather(self._process_state())
-        self.checkpointer.save(name, iteration=self.iter)
+        self.checkpointer.save(name, iteration=self.iter, **self._categories())
         self._process_states = []
         comm.synchronize()  # nobody runs ahead and is killed while the file is unfinished
 
     def _save_weights(self, name: str, scores: Mapping[str, float]) -> None:
         """Write weights that are not a place to resume from."""
         path = Path(self.cfg.OUTPUT_DIR) / f"{name}.pth"
-        save_checkpoint(path, {"model": unwrap(self.model).state_dict(), "scores": dict(scores)})
+        state = unwrap(self.model).state_dict()
+        save_checkpoint(path, {"model": state, "scores": dict(scores), **self._categories()})
+
+    def _categories(self) -> dict[str, Any]:
+        return {} if self.class_list is None else {"categories": self.class_list.to_plain()}
 
     def _process_state(self) -> dict[str, Any]:
         state: dict[str, Any] = {"random": get_random_state()}
@@ -286,11 +323,13 @@ class DefaultTrainer(TrainLoop):
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
         state["_trainer"] = {"iteration": self.iter, **self.step.state_dict()}  # as published
+        state["settings"] = flat_settings(self.cfg)
         if self._process_states:
             state["processes"] = self._process_states
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        compare_settings(state.get("settings", {}), flat_settings(self.cfg))
         super().load_state_dict(state)
         self.step.load_state_dict(state["_trainer"])
         self._process_states = state.get("processes", [])

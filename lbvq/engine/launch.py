@@ -100,7 +100,8 @@ def _spawn(
             if process.is_alive():
                 os.kill(process.pid, number)
 
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    forwarded = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+    previous = {number: signal.signal(number, forward) for number in forwarded}
     try:
         while not context.join():
             pass

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from lbvq.files.writing import remove_leftovers, write_text
+from lbvq.files.writing import write_text
 
 from . import comm
 from .arguments import default_argument_parser
 from .environment import environment_report
 from .random_state import seed_all_rng
+from .run_folder import make_run_folder, set_aside
 
 __all__ = ["default_argument_parser", "default_setup", "setup_logger"]
 
@@ -30,10 +31,7 @@ def default_setup(cfg: Any, args: argparse.Namespace) -> None:
     """
     output_dir = Path(cfg.OUTPUT_DIR)
     rank = comm.get_rank()
-    if comm.is_main_process():
-        output_dir.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(output_dir)
-    comm.synchronize()
+    make_run_folder(output_dir)
     for name in (*PACKAGES, "__main__"):
         setup_logger(output_dir, rank, name)
     logger = logging.getLogger(__name__)
@@ -44,12 +42,28 @@ def default_setup(cfg: Any, args: argparse.Namespace) -> None:
     if Path(config_file).is_file():
         logger.info("Contents of %s:\n%s", config_file, Path(config_file).read_text(encoding="utf-8"))
     logger.info("Full configuration:\n%s", cfg.dump())
-    if comm.is_main_process():
-        path = output_dir / "config.yaml"
-        write_text(path, cfg.dump())
-        logger.info("Full configuration saved to %s", path)
+    write_config(cfg, eval_only=getattr(args, "eval_only", False))
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     _set_backends(cfg, getattr(args, "eval_only", False))
+
+
+def write_config(cfg: Any, *, eval_only: bool = False, replace: bool = False) -> None:
+    """Write the full configuration to OUTPUT_DIR/config.yaml on process 0; one that says something else is kept.
+
+    Args:
+        cfg: the configuration.
+        eval_only: an evaluation, which leaves the file of a training alone and writes its own beside the results.
+        replace: what is there was written by this run.
+    """
+    if not comm.is_main_process():
+        return
+    path = Path(cfg.OUTPUT_DIR) / "config.yaml"
+    if eval_only and path.is_file():
+        path = path.parent / "inference" / path.name
+    elif not replace and path.is_file() and path.read_text(encoding="utf-8", errors="replace") != cfg.dump():
+        set_aside(path)
+    write_text(path, cfg.dump())
+    logging.getLogger(__name__).info("Full configuration saved to %s", path)
 
 
 def _set_backends(cfg: Any, eval_only: bool) -> None:

@@ -217,8 +217,8 @@ class LearningRateSchedule:
         if len(state["base_lrs"]) != len(self.base_lrs):
             raise ValueError(
                 f"The saved schedule has {len(state['base_lrs'])} parameter groups, this optimizer has "
-                f"{len(self.base_lrs)}: the run was made with another model or program. Start a new run from its "
-                "weights instead (MODEL.WEIGHTS) of resuming it."
+                f"{len(self.base_lrs)}: the run was made with another model, program, or weight decay. Start a new run "
+                "from its weights instead (MODEL.WEIGHTS) of resuming it."
             )
         self.base_lrs = list(state["base_lrs"])
         self.last_epoch = state["last_epoch"]

@@ -123,7 +123,8 @@ class TrainLoop:
                         self.iter += 1
                 self.flush()
             except Exception:
-                logger.exception("Exception during training, in iteration %d:", self.iter)
+                logger.error("Exception during training, in iteration %d.", self.iter)
+                logger.debug("Where it comes from:", exc_info=True)  # for the log file; the console gets a sentence
                 raise
             finally:
                 self.after_train()

@@ -102,6 +102,11 @@ class LoadReport:
         return "\n".join(lines)
 
     @property
+    def lacks_parts(self) -> bool:
+        """Whether names are missing that are read when the model is run, and not by its losses alone."""
+        return any(not LOSS_PARTS.intersection(name.split(".")) for name in self.missing)
+
+    @property
     def new_classifier(self) -> list[str]:
         """Names of class weights that the file does not have, or has for another number of classes."""
         return [name for name in self.missing if CLASSIFIER_PARTS.intersection(name.split("."))]
@@ -182,6 +187,20 @@ def load_weight_file(
     if report.new_classifier:
         logger.warning("The classifier starts anew, with random values: %s.", _why_new(report))
     return report
+
+
+def compare_classes(report: LoadReport | None, classes: ClassList | None) -> None:
+    """Say that class weights of a file, which fit in number, are those of other classes than the ones now trained."""
+    own = None if report is None else report.classes
+    if report is None or own is None or classes is None or report.new_classifier:
+        return
+    if set(own.ids_in(classes).items()) != set(enumerate(classes.ids)):
+        logger.warning(
+            "The classifier in %s is one of %s; it is where the training of %s starts from.",
+            report.source,
+            own,
+            classes,
+        )
 
 
 def unwrap(model: nn.Module) -> nn.Module:

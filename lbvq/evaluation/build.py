@@ -13,29 +13,34 @@ from lbvq.evaluation.image_evaluator import ImageInstanceEvaluator
 from lbvq.evaluation.image_metrics import IMAGE_METRICS
 from lbvq.evaluation.video_evaluator import VideoInstanceEvaluator
 from lbvq.evaluation.video_metrics import VIDEO_METRICS
+from lbvq.files.class_list import ClassList
 
 if TYPE_CHECKING:
     from mask2former.cfg import Cfg
 
 
 def _video(metric: str) -> Callable[..., DatasetEvaluator]:
-    def build(dataset_name: str, output_dir: Path, open_vocabulary: bool) -> DatasetEvaluator:
+    def build(
+        dataset_name: str, output_dir: Path, open_vocabulary: bool, classes: ClassList | None
+    ) -> DatasetEvaluator:
         base_novel = (open_vocabulary and VIDEO_METRICS[metric].base_novel_if_open) or None
         long_videos = MetadataCatalog.get(dataset_name).get("long_videos")
         options = {"base_novel": base_novel, "long_videos": long_videos}
-        return VideoInstanceEvaluator(dataset_name, output_dir, metric=metric, **options)
+        return VideoInstanceEvaluator(dataset_name, output_dir, metric=metric, classes=classes, **options)
 
     return build
 
 
 def _image(metric: str) -> Callable[..., DatasetEvaluator]:
-    def build(dataset_name: str, output_dir: Path, open_vocabulary: bool) -> DatasetEvaluator:
-        return ImageInstanceEvaluator(dataset_name, output_dir, metric=metric)
+    def build(
+        dataset_name: str, output_dir: Path, open_vocabulary: bool, classes: ClassList | None
+    ) -> DatasetEvaluator:
+        return ImageInstanceEvaluator(dataset_name, output_dir, metric=metric, classes=classes)
 
     return build
 
 
-# `evaluator_type` of a data set -> function of (dataset_name, output_dir, open_vocabulary).
+# `evaluator_type` of a data set -> function of (dataset_name, output_dir, open_vocabulary, classes of the model).
 EVALUATORS: dict[str, Callable[..., DatasetEvaluator]] = {
     **{metric: _video(metric) for metric in VIDEO_METRICS},
     **{metric: _image(metric) for metric in IMAGE_METRICS},
@@ -48,7 +53,7 @@ def build_evaluator(
     """Build the evaluator of a registered data set.
 
     Args:
-        cfg: configuration.
+        cfg: configuration; the categories of the model in it are matched with those of the data set by name.
         dataset_name: as in DATASETS.TEST.
         output_dir: where results are written; by default OUTPUT_DIR/inference.
         open_vocabulary: the classes of the model are given as text; base and novel categories are then reported apart
@@ -63,4 +68,6 @@ def build_evaluator(
             f"data set {dataset_name!r} has the evaluator_type {kind!r}; there are {', '.join(sorted(EVALUATORS))}. "
             "Set it with MetadataCatalog.get(name).set(evaluator_type=...)."
         )
-    return EVALUATORS[kind](dataset_name, Path(output_dir or Path(cfg.OUTPUT_DIR) / "inference"), open_vocabulary)
+    folder = Path(output_dir or Path(cfg.OUTPUT_DIR) / "inference")
+    classes = None if open_vocabulary else ClassList.from_config(cfg)
+    return EVALUATORS[kind](dataset_name, folder, open_vocabulary, classes)

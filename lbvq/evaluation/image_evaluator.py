@@ -13,9 +13,11 @@ from lbvq.data.catalog import MetadataCatalog
 from lbvq.engine import comm
 from lbvq.evaluation.annotations import GroundTruth
 from lbvq.evaluation.base import DatasetEvaluator, Results
+from lbvq.evaluation.class_ids import ClassIds
 from lbvq.evaluation.image_metrics import IMAGE_CHECKS, IMAGE_METRICS
 from lbvq.evaluation.result_files import ResultParts
 from lbvq.evaluation.tables import format_results
+from lbvq.files.class_list import ClassList
 from lbvq.files.mask_file import read_mask_file
 from lbvq.masks import rle
 from lbvq.masks.tubes import MaskTubes
@@ -39,18 +41,23 @@ class ImageInstanceEvaluator(DatasetEvaluator):
     Masks travel between processes through the output folder.
     """
 
-    def __init__(self, dataset_name: str, output_dir: str | Path, *, metric: str = "coco") -> None:
+    def __init__(
+        self, dataset_name: str, output_dir: str | Path, *, metric: str = "coco", classes: ClassList | None = None
+    ) -> None:
         """Prepare.
 
         Args:
             dataset_name: a registered data set.
             output_dir: gets results.json and results.zip.
             metric: one of `IMAGE_METRICS`.
+            classes: of the model; None takes its class indices for those of the data set.
         """
         if metric not in IMAGE_METRICS:
             raise ValueError(f"metric must be one of {', '.join(IMAGE_METRICS)}, got {metric!r}")
         self._metadata = MetadataCatalog.get(dataset_name)
         self._metric = metric
+        self._classes = classes
+        self._ids: ClassIds | None = None
         self._parts = ResultParts(output_dir)
         self._seen: set[Any] = set()
 
@@ -80,33 +87,29 @@ class ImageInstanceEvaluator(DatasetEvaluator):
                 counts.
         """
         found = [_of_video(outputs)] if isinstance(outputs, Mapping) else [_of_image(each) for each in outputs]
-        category_ids = {index: each for each, index in self._metadata.thing_dataset_id_to_contiguous_id.items()}
+        if self._ids is None:
+            self._ids = ClassIds(self._metadata, self._classes)
         for sample, image in zip(inputs, found, strict=True):
             if sample["image_id"] in self._seen:
                 logger.warning("Image %s was predicted twice; the second prediction is ignored.", sample["image_id"])
                 continue
             self._seen.add(sample["image_id"])
-            self._parts.add(self._entries(sample["image_id"], image, category_ids))
+            self._parts.add(self._entries(sample["image_id"], image, self._ids))
 
-    def _entries(self, image_id: Any, found: FoundInImage, category_ids: Mapping[int, int]) -> list[dict[str, Any]]:
-        unknown = sorted(set(found.classes) - set(category_ids))
-        if unknown:
-            raise ValueError(
-                f"class indices {unknown[:5]} are not among the {len(category_ids)} of {self._metadata.name}; "
-                "does MODEL.SEM_SEG_HEAD.NUM_CLASSES fit the data set?"
-            )
+    def _entries(self, image_id: Any, found: FoundInImage, ids: ClassIds) -> list[dict[str, Any]]:
+        categories = [ids[label] for label in found.classes]
         if not all(map(math.isfinite, found.scores)):
             raise ValueError(
                 f"a prediction for image {image_id} has a score that is no number: {list(found.scores)[:5]}"
             )
         entries: list[dict[str, Any]] = [
-            {"image_id": image_id, "category_id": category_ids[label], "score": score}
-            for score, label in zip(found.scores, found.classes, strict=True)
+            {"image_id": image_id, "category_id": category_id, "score": score}
+            for score, category_id in zip(found.scores, categories, strict=True)
         ]
         for key, values in (("segmentation", found.masks), ("bbox", found.boxes)):
             if values is not None:
                 entries = [{**entry, key: value} for entry, value in zip(entries, values, strict=True)]
-        return entries
+        return [entry for entry in entries if entry["category_id"] is not None]
 
     def evaluate(self) -> Results:
         """Write the files and score; {} without annotations, and on every process but the main one."""

@@ -11,9 +11,11 @@ from typing import Any
 from lbvq.data.catalog import MetadataCatalog
 from lbvq.engine import comm
 from lbvq.evaluation.base import DatasetEvaluator, Results
+from lbvq.evaluation.class_ids import ClassIds
 from lbvq.evaluation.result_files import ResultParts
 from lbvq.evaluation.tables import format_results
 from lbvq.evaluation.video_metrics import VideoScorer, read_ground_truth
+from lbvq.files.class_list import ClassList
 from lbvq.files.mask_file import read_mask_file
 from lbvq.masks.rle import to_rle
 from lbvq.masks.tubes import MaskTubes
@@ -33,6 +35,7 @@ class VideoInstanceEvaluator(DatasetEvaluator):
         output_dir: str | Path,
         *,
         metric: str = "ytvis",
+        classes: ClassList | None = None,
         **options: Any,
     ) -> None:
         """Prepare; annotations are read when the first prediction arrives.
@@ -41,11 +44,14 @@ class VideoInstanceEvaluator(DatasetEvaluator):
             dataset_name: a registered data set.
             output_dir: gets results.json and results.zip.
             metric: one of `video_metrics.VIDEO_METRICS`.
+            classes: of the model; None takes its class indices for those of the data set.
             options: `reference`, `base_novel` and `long_videos` of `VideoScorer`.
         """
         self._metadata = MetadataCatalog.get(dataset_name)
         self._metric = metric
         self._options = options
+        self._classes = classes
+        self._ids: ClassIds | None = None
         self._parts = ResultParts(output_dir)
         self._scorer: VideoScorer | None = None
         self._is_ready = False
@@ -90,6 +96,7 @@ class VideoInstanceEvaluator(DatasetEvaluator):
         """Read the annotations, if there are any."""
         if self._is_ready:
             return
+        self._ids = ClassIds(self._metadata, self._classes)
         file = read_mask_file(self._metadata.json_file)
         if isinstance(file.document, Mapping) and file.document.get("annotations") is not None:
             truth = read_ground_truth(self._metric, file, reference=bool(self._options.get("reference")))
@@ -102,25 +109,23 @@ class VideoInstanceEvaluator(DatasetEvaluator):
         if len(masks) == 0:
             return []
         tubes = masks if isinstance(masks, MaskTubes) else MaskTubes.from_dense(masks)
-        category_ids = {index: each for each, index in self._metadata.thing_dataset_id_to_contiguous_id.items()}
+        ids = ClassIds(self._metadata, self._classes) if self._ids is None else self._ids
         scores, labels = list(outputs["pred_scores"]), list(outputs["pred_labels"])
         if not len(scores) == len(labels) == len(tubes):
             raise ValueError(f"{len(tubes)} masks need as many scores and labels, got {len(scores)} and {len(labels)}")
         empty = to_rle([], *tubes.size)
         entries = []
         for index, (score, label) in enumerate(zip(scores, labels, strict=True)):
-            if int(label) not in category_ids:
-                raise ValueError(
-                    f"class index {int(label)} is not among the {len(category_ids)} of {self._metadata.name}; "
-                    "does MODEL.SEM_SEG_HEAD.NUM_CLASSES fit the data set?"
-                )
+            category_id = ids[int(label)]
             if not math.isfinite(score):
                 raise ValueError(f"prediction {index} for video {video_id} has a score that is no number: {score}")
+            if category_id is None:
+                continue
             entries.append(
                 {
                     "video_id": video_id,
                     "score": float(score),
-                    "category_id": category_ids[int(label)],
+                    "category_id": category_id,
                     "segmentations": [empty if mask is None else mask for mask in tubes.rles(index)],
                 }
             )

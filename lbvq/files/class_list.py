@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from mask2former.cfg import Cfg
+
+AnyCfg = TypeVar("AnyCfg", bound=Any)  # a configuration of any kind
 
 MAX_CLASSES = 1 << 20
 MAX_NAME_LENGTH = 1000
@@ -43,7 +45,9 @@ class ClassList:
     @classmethod
     def from_config(cls, cfg: Cfg) -> ClassList | None:
         """Those of MODEL.CATEGORIES, whose ids may be left out; None when there are no names."""
-        names, ids = cfg.MODEL.CATEGORIES.NAMES, cfg.MODEL.CATEGORIES.IDS
+        # which neither detectron2's configuration has nor one that is made of a few keys
+        group = getattr(getattr(cfg, "MODEL", None), "CATEGORIES", None)
+        names, ids = ([], []) if group is None else (group.NAMES, group.IDS)
         return _checked(names, ids or list(range(1, len(names) + 1)), "MODEL.CATEGORIES") if names else None
 
     @classmethod
@@ -85,6 +89,16 @@ class ClassList:
             return dict(enumerate(other.ids))
         by_name = dict(zip(there, other.ids, strict=True))
         return {index: by_name.get(name) for index, name in enumerate(own)}
+
+
+def with_classes(cfg: AnyCfg, classes: ClassList) -> AnyCfg:
+    """A copy of a configuration with the categories of its model, frozen if the original is."""
+    copy = cfg.clone()
+    copy.defrost()
+    classes.write_to(copy)
+    if cfg.is_frozen():
+        copy.freeze()
+    return copy
 
 
 def _checked(names: Any, ids: Any, what: str) -> ClassList:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lbvq.inference.frames import Resize
-from lbvq.inference.loading import class_names_of, fitting_names, load_config, trained_model, weights_of
+from lbvq.inference.loading import class_names_of, fitting_classes, load_config, trained_model, weights_of
 from lbvq.inference.vocabulary import with_classes
 from lbvq.modeling.ovformer.zero_shot import read_text_embeddings
 from mask2former.abilities import has_ability, require
@@ -32,16 +32,25 @@ class Predictor:
         model: the network in the form in which it is run, left in the mode it was given in.
         resize: how frames are made ready for it.
         names: names of the classes, or None when they are not known.
+        category_ids: their ids in results files, or None for class index + 1.
         half: compute in half precision on CUDA.
         is_trained: False when no weights were loaded; what such a network finds is noise.
     """
 
     def __init__(
-        self, model: Any, *, resize: Resize | None, names: Sequence[str] | None, half: bool, is_trained: bool
+        self,
+        model: Any,
+        *,
+        resize: Resize | None,
+        names: Sequence[str] | None,
+        category_ids: Sequence[int] | None = None,
+        half: bool,
+        is_trained: bool,
     ) -> None:
         self.model = model
         self.resize = Resize() if resize is None else resize
         self.names = None if names is None else tuple(names)
+        self.category_ids = None if category_ids is None else tuple(category_ids)
         self.half, self.is_trained = half, is_trained
 
     @classmethod
@@ -78,7 +87,8 @@ class Predictor:
         Args:
             cfg: the configuration.
             weights: a file or an address; by default MODEL.WEIGHTS. "" builds an untrained network.
-            classes: names of the classes, by class index; by default those of the data set in DATASETS.TEST. An
+            classes: names of the classes, by class index; by default those that come with the weights, or those of
+                the data set in DATASETS.TEST. An
                 open-vocabulary model (OVFormer) finds exactly these classes, whatever they are.
             model: the model of `cfg`, if it is built already; if it is an open-vocabulary one, it is set to `classes`.
             settings: further arguments of the constructor.
@@ -104,23 +114,29 @@ class Predictor:
         is_trained = model is not None or bool(weights_of(cfg, weights))
         if model is None:
             model = trained_model(cfg, weights)
+            cfg = model.config  # with the categories of the weights
         elif is_renamed:
             model.set_vocabulary(read_text_embeddings(cfg.MODEL.MASK_FORMER.CLIP_TEXT_PATH))
+        fitting = fitting_classes(cfg, model, classes)
         return {
             "model": model,
             "resize": Resize.from_config(cfg),
-            "names": fitting_names(cfg, model, classes),
+            "names": None if fitting is None else fitting.names,
+            "category_ids": None if fitting is None else fitting.ids,
             "half": cfg.TEST.AMP.ENABLED,
             "is_trained": is_trained,
         }
 
     def save_pretrained(self, folder: str | os.PathLike, **saved: Any) -> Path:
         """Write the model with the names of its classes as a folder; see `lbvq.modeling.pretrained.save_pretrained`."""
-        return self.model.save_pretrained(folder, **{"names": self.names, **saved})
+        return self.model.save_pretrained(folder, **{**self._classes(), **saved})
 
     def push_to_hub(self, repo_id: str, **saved: Any) -> str:
         """Send such a folder to the Hugging Face Hub and return its address; see `lbvq.modeling.pretrained`."""
-        return self.model.push_to_hub(repo_id, **{"names": self.names, **saved})
+        return self.model.push_to_hub(repo_id, **{**self._classes(), **saved})
+
+    def _classes(self) -> dict[str, Any]:
+        return {"names": self.names, "category_ids": self.category_ids}
 
     @contextmanager
     def inference_context(self) -> Iterator[None]:

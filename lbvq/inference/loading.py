@@ -12,8 +12,9 @@ from torch import nn
 import lbvq.modeling  # noqa: F401  registers the methods
 from lbvq.data.builtin import MetadataCatalog
 from lbvq.engine.checkpoint import load_weights
+from lbvq.files.class_list import ClassList, with_classes
 from lbvq.zoo import load_config
-from mask2former.abilities import refusal
+from mask2former.abilities import has_ability, refusal
 from mask2former.registry import build_model
 
 if TYPE_CHECKING:
@@ -36,11 +37,16 @@ def load_model(
 
 
 def trained_model(cfg: Cfg, weights: str | os.PathLike | None = None) -> nn.Module:
-    """Build a model for inference and load its weights, see `load_model`; an untrained one is announced loudly."""
+    """Build a model for inference and load its weights, see `load_model`; an untrained one is announced loudly.
+
+    `model.config` gets the categories that come with the weights, unless the model is given its classes as text.
+    """
     file = weights_of(cfg, weights)
     model = build_model(cfg).eval()
     if file:
-        load_weights(model, file)
+        classes = load_weights(model, file).classes
+        if classes is not None and not has_ability(model, "open_vocabulary"):
+            model.config = with_classes(cfg, classes)  # type: ignore[assignment]
     else:
         logger.warning(
             "NO WEIGHTS: %s has random weights. It is UNTRAINED and what it finds is noise. "
@@ -55,47 +61,44 @@ def weights_of(cfg: Cfg, weights: str | os.PathLike | None) -> str:
     return cfg.MODEL.WEIGHTS if weights is None else os.fspath(weights)
 
 
-def class_names_of(cfg: Cfg | None) -> tuple[str, ...] | None:
-    """Names of the classes, by class index: the model's own, or those of the data set in DATASETS.TEST; or None."""
+def class_list_of(cfg: Cfg | None) -> ClassList | None:
+    """Categories by class index: the model's own, or those of the data set in DATASETS.TEST; None: not known."""
     if cfg is None:
         return None
-    if cfg.MODEL.CATEGORIES.NAMES:
-        return tuple(cfg.MODEL.CATEGORIES.NAMES)
-    if not cfg.DATASETS.TEST:
-        return None
-    name = cfg.DATASETS.TEST[0]
-    if name not in MetadataCatalog.list():
-        return None
-    names = MetadataCatalog.get(name).get("thing_classes")
-    return tuple(names) if names else None
+    own = ClassList.from_config(cfg)
+    if own is not None or not cfg.DATASETS.TEST or cfg.DATASETS.TEST[0] not in MetadataCatalog.list():
+        return own
+    return ClassList.from_metadata(MetadataCatalog.get(cfg.DATASETS.TEST[0]))
 
 
-def category_ids_of(cfg: Cfg) -> tuple[int, ...] | None:
-    """Category ids of the classes in results files, by class index; None means class index + 1."""
-    return tuple(cfg.MODEL.CATEGORIES.IDS) or None
+def class_names_of(cfg: Cfg | None) -> tuple[str, ...] | None:
+    """Names of the classes, by class index, see `class_list_of`."""
+    classes = class_list_of(cfg)
+    return None if classes is None else classes.names
 
 
-def fitting_names(cfg: Cfg, model: Any, classes: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Names of the classes of a model: those given, or those of its configuration's data set if there are as many.
+def fitting_classes(cfg: Cfg, model: Any, names: Sequence[str] | None) -> ClassList | None:
+    """Categories of a model: those given by name, or those of its configuration if there are as many as classes.
 
-    Names of a data set that do not fit are left out with a warning; ValueError if it is those given.
+    Others are left out with a warning; ValueError if it is those given.
     """
     num_classes = getattr(model, "num_classes", cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
-    if classes is not None:
-        if len(classes) != num_classes:
+    if names is not None:
+        if len(names) != num_classes:
             raise ValueError(
-                f"the model has {num_classes} classes, got {len(classes)} names in `classes`. "
+                f"the model has {num_classes} classes, got {len(names)} names in `classes`. "
                 f"{refusal(model, 'open_vocabulary')}"
             )
-        return tuple(classes)
-    names = class_names_of(cfg)
-    if names is None or len(names) == num_classes:
-        return names
+        return ClassList(tuple(names), tuple(range(1, num_classes + 1)))
+    classes = class_list_of(cfg)
+    if classes is None or len(classes) == num_classes:
+        return classes
+    source = "MODEL.CATEGORIES" if ClassList.from_config(cfg) else cfg.DATASETS.TEST[0]
     logger.warning(
         "The model has %d classes but %s names %d; classes are shown by number. Pass `classes`, or set DATASETS.TEST "
         "to the data set the model was trained for.",
         num_classes,
-        "MODEL.CATEGORIES" if cfg.MODEL.CATEGORIES.NAMES else cfg.DATASETS.TEST[0],
-        len(names),
+        source,
+        len(classes),
     )
     return None

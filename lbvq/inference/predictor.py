@@ -42,6 +42,7 @@ class VideoPredictor(Predictor):
         *,
         resize: Resize | None = None,
         names: Sequence[str] | None = None,
+        category_ids: Sequence[int] | None = None,
         half: bool = True,
         is_trained: bool = True,
         refiner: MaskRefiner | None = None,
@@ -49,12 +50,13 @@ class VideoPredictor(Predictor):
     ) -> None:
         """Args:
         model: a built video model, or any function that takes [sample] and returns the output of a video.
-        resize, names, half, is_trained: see `Predictor`.
+        resize, names, category_ids, half, is_trained: see `Predictor`.
         refiner: refines the masks.
         refine_threshold: objects with a lower score keep their masks.
         """
         require(model, "video")
-        super().__init__(as_tested(model), resize=resize, names=names, half=half, is_trained=is_trained)
+        shared: dict[str, Any] = {"resize": resize, "names": names, "category_ids": category_ids, "half": half}
+        super().__init__(as_tested(model), is_trained=is_trained, **shared)
         self.refiner, self.refine_threshold = refiner, refine_threshold
 
     @classmethod
@@ -85,7 +87,7 @@ class VideoPredictor(Predictor):
         if not isinstance(output, dict):
             raise ValueError("this model returns image results, it is not a video model")
         done(len(frames))
-        prediction = VideoPrediction.from_output(output, self.names)
+        prediction = VideoPrediction.from_output(output, self.names, self.category_ids)
         return self._refined(prediction, frames, _progress_of("refine", len(frames), progress))
 
     def _refined(

@@ -68,6 +68,7 @@ class VideoPrediction:
         ids: (N,) int64 identities from 1.
         image_size: (H, W) in pixels.
         names: names of all classes, or None.
+        category_ids: their ids in results files, or None for class index + 1.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class VideoPrediction:
         image_size: Sequence[int],
         names: Sequence[str] | None = None,
         ids: Sequence[int] | np.ndarray | Tensor | None = None,
+        category_ids: Sequence[int] | None = None,
     ) -> None:
         """Check that everything fits together and sort by score; dense masks (N, T, H, W) are turned into tubes."""
         tubes = masks if isinstance(masks, MaskTubes) else MaskTubes.from_dense(masks)
@@ -104,9 +106,12 @@ class VideoPrediction:
         self.scores, self.labels, self.ids = scores[order], labels[order], ids[order]
         self.image_size = size
         self.names = names
+        self.category_ids = None if category_ids is None else tuple(category_ids)
 
     @classmethod
-    def from_output(cls, output: Mapping[str, Any], names: Sequence[str] | None = None) -> VideoPrediction:
+    def from_output(
+        cls, output: Mapping[str, Any], names: Sequence[str] | None = None, category_ids: Sequence[int] | None = None
+    ) -> VideoPrediction:
         """Build from what a video model returns at test time: pred_masks, pred_scores and pred_labels."""
         missing = [key for key in ("pred_masks", "pred_scores", "pred_labels") if key not in output]
         if missing:
@@ -114,7 +119,8 @@ class VideoPrediction:
         masks = output["pred_masks"]
         if isinstance(masks, (list, tuple)) and len(masks) == 0:  # a model that found nothing may not know T
             masks = MaskTubes(output["image_size"], num_objects=0)
-        return cls(masks, output["pred_scores"], output["pred_labels"], masks.shape[2:], names)
+        scores, labels = output["pred_scores"], output["pred_labels"]
+        return cls(masks, scores, labels, masks.shape[2:], names, category_ids=category_ids)
 
     @property
     def num_frames(self) -> int:
@@ -132,9 +138,8 @@ class VideoPrediction:
             name = self.names[label] if self.names else None
             return VideoObject(int(self.ids[index]), label, name, float(self.scores[index]), self.masks[index])
         rows = np.arange(len(self))[index if isinstance(index, slice) else _as_index(index)]
-        return VideoPrediction(
-            self.masks[rows], self.scores[rows], self.labels[rows], self.image_size, self.names, self.ids[rows]
-        )
+        parts = self.masks[rows], self.scores[rows], self.labels[rows]
+        return VideoPrediction(*parts, self.image_size, self.names, self.ids[rows], self.category_ids)
 
     def __iter__(self) -> Iterator[VideoObject]:
         return (self[n] for n in range(len(self)))
@@ -158,7 +163,8 @@ class VideoPrediction:
 
     def with_masks(self, masks: MaskTubes) -> VideoPrediction:
         """The same objects with other masks (N, T, H, W)."""
-        return VideoPrediction(masks, self.scores, self.labels, self.image_size, self.names, self.ids)
+        parts = self.scores, self.labels, self.image_size, self.names, self.ids, self.category_ids
+        return VideoPrediction(masks, *parts)
 
     def keep(self, score: float) -> VideoPrediction:
         """The objects with at least this score."""
@@ -184,9 +190,10 @@ class VideoPrediction:
 
         Args:
             video_id: of the data set.
-            category_ids: category id of the data set for every class index; by default index + 1, which is right for
-                YouTube-VIS, OVIS and LV-VIS.
+            category_ids: category id of the data set for every class index; by default those of the model, and where
+                they are not known index + 1, which is right for YouTube-VIS, OVIS and LV-VIS.
         """
+        category_ids = self.category_ids if category_ids is None else category_ids
         empty = rle.to_rle([], *self.image_size)
         return [
             {

@@ -66,17 +66,19 @@ class StreamPredictor(Predictor):
         *,
         resize: Resize | None = None,
         names: Sequence[str] | None = None,
+        category_ids: Sequence[int] | None = None,
         half: bool = True,
         is_trained: bool = True,
         keep_masks: bool = True,
     ) -> None:
         """Args:
         model: a built video model, an online one or one with TEST.MATCH_FRAMES.
-        resize, names, half, is_trained: see `Predictor`.
+        resize, names, category_ids, half, is_trained: see `Predictor`.
         keep_masks: keep the masks of all tracked objects for `finish`. Any of them may be among the best in the end,
             so all are encoded in every frame, which takes time: False is faster when only `step` matters.
         """
-        super().__init__(online_form(model), resize=resize, names=names, half=half, is_trained=is_trained)
+        shared: dict[str, Any] = {"resize": resize, "names": names, "category_ids": category_ids, "half": half}
+        super().__init__(online_form(model), is_trained=is_trained, **shared)
         self.keep_masks = keep_masks
         self.reset()
 
@@ -151,7 +153,8 @@ class StreamPredictor(Predictor):
         if self.model.use_quality:
             scores = scores * stream.masks.quality()[rows]
         ids = self._identities(rows, labels)
-        prediction = VideoPrediction(stream.masks.masks(rows), scores, labels, stream.size, self.names, ids)
+        masks = stream.masks.masks(rows)
+        prediction = VideoPrediction(masks, scores, labels, stream.size, self.names, ids, self.category_ids)
         self.reset()
         return prediction
 

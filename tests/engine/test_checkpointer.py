@@ -105,14 +105,16 @@ def test_the_model_can_be_loaded_without_the_states(tmp_path):
     assert counter.value == 0 and rest == {"trainer": {"value": 5}}
 
 
-def test_the_note_of_the_newest_checkpoint_must_be_right(tmp_path):
+def test_a_wrong_note_of_the_newest_checkpoint_is_told(tmp_path, caplog):
     checkpointer = Checkpointer(nn.Linear(2, 2), tmp_path)
     with pytest.raises(FileNotFoundError, match="has no checkpoint"):
         checkpointer.last_checkpoint()
     checkpointer.save("model_0000001")
     (tmp_path / "last_checkpoint").write_text("model_0000002.pth\n")
     with pytest.raises(FileNotFoundError, match=r"model_0000002\.pth.*the folder has model_0000001\.pth"):
-        checkpointer.resume_or_load("", resume=True)
+        checkpointer.last_checkpoint()
+    checkpointer.resume_or_load("", resume=True)
+    assert "model_0000002.pth, noted as the newest checkpoint, is not there" in caplog.text
     (tmp_path / "last_checkpoint").write_text("/somewhere/else/model_0000001.pth\n")  # only the base name counts
     assert checkpointer.last_checkpoint() == tmp_path / "model_0000001.pth"
 
