@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..structures import ShapeSpec
@@ -43,3 +44,9 @@ def check_out_features(wanted: Sequence[str], available: Sequence[str], config_k
     unknown = [name for name in wanted if name not in available]
     if unknown or not wanted:
         raise ValueError(f"{config_key} must name at least one of {list(available)}, got {list(wanted)}.")
+
+
+def batch_norm(device: str, alone: type[nn.Module]) -> type[nn.Module]:
+    """`alone`, a batch normalisation, or the one that has the statistics of all GPUs when several processes train."""
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return nn.SyncBatchNorm if several and str(device).startswith("cuda") else alone

@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import ShapeCache
 from ..linear import Linear
 from ..registry import BACKBONE_REGISTRY
-from .backbone import Backbone
+from .backbone import Backbone, batch_norm
 from .deform_attn import MSDeformAttn, Sizes
 from .vit import SIZES, Block, PatchProjection
 
@@ -218,7 +217,7 @@ class D2VitAdapterDinoV2(Backbone):  # published name
             "vit": vit,
             "num_heads": num_heads,
             "trained_quarters": tuple(quarters),
-            "norm": synced_norm(cfg.MODEL.DEVICE),
+            "norm": batch_norm(cfg.MODEL.DEVICE, nn.BatchNorm2d),
         }
 
     @property
@@ -292,9 +291,3 @@ def split_maps(joined: Tensor, sizes: Sizes) -> list[Tensor]:
     """(B, C, S) of maps of the given sizes, one after the other -> the maps, (B, C, height, width) each."""
     parts = joined.split([height * width for height, width in sizes], dim=2)
     return [part.unflatten(2, size) for part, size in zip(parts, sizes, strict=True)]
-
-
-def synced_norm(device: str) -> type[nn.Module]:
-    """Batch normalisation of maps; in training on several GPUs its statistics are those of all of them."""
-    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    return nn.SyncBatchNorm if several and str(device).startswith("cuda") else nn.BatchNorm2d

@@ -191,6 +191,11 @@ def test_the_lists_equal_those_of_the_published_configurations():
     assert len(want["train"]) == 3 and "RandomRotationClip(angle=[-15, 15], expand=False" in want["pseudo"][3]
 
 
+def test_pseudo_clips_turn_by_at_most_the_angle_that_is_set():
+    options = ("INPUT.PSEUDO.AUGMENTATIONS", ["rotation"], "INPUT.PSEUDO.ROTATE_ANGLE", 30)
+    assert pseudo_augmentations(small_cfg(*options))[-1] == RandomRotation((-30, 30), CENTER, expand=False)
+
+
 def test_the_crop_of_real_videos_obeys_its_own_keys():
     cfg = small_cfg("INPUT.CROP.ENABLED", True, "INPUT.CROP.SIZE", [10, 20], "INPUT.PSEUDO.CROP.SIZE", (30, 40))
     assert clip_augmentations(cfg)[0].policies[1].size == (10, 20)

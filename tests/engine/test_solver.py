@@ -81,6 +81,13 @@ def test_every_kind_of_parameter_gets_its_rate_and_decay():
     assert len(optimizer.param_groups) == 6
 
 
+def test_all_but_the_backbone_and_the_head_of_re_identification_can_learn_at_another_rate():
+    model = nn.ModuleDict({name: nn.Linear(1, 1, bias=False) for name in ("backbone", "head", "reid_embed")})
+    optimizer = build_optimizer(cfg_with(BASE_LR=1e-4, BACKBONE_MULTIPLIER=0.5, DETECTOR_MULTIPLIER=0.1), model)
+    rates = {name.split(".")[0]: rate for name, (rate, _) in settings_by_name(model, optimizer).items()}
+    assert rates == pytest.approx({"backbone": 5e-5, "head": 1e-5, "reid_embed": 1e-4})
+
+
 def test_sgd_has_momentum_and_other_names_are_refused():
     optimizer = build_optimizer(cfg_with(OPTIMIZER="SGD", MOMENTUM=0.8), Tiny())
     assert isinstance(optimizer, torch.optim.SGD) and optimizer.param_groups[0]["momentum"] == 0.8

@@ -176,6 +176,19 @@ def test_a_step_on_a_gpu_lets_the_host_wait_for_nothing(amp_dtype):
         torch.cuda.set_sync_debug_mode("default")
 
 
+def test_a_model_that_asks_is_told_the_iteration_before_every_step():
+    class Counting(Regression):
+        iteration = 0
+
+        def forward(self, batch):
+            seen.append(self.iteration)
+            return super().forward(batch)
+
+    seen = []
+    TrainLoop(make_step(Counting())).train(5, 8)
+    assert seen == [5, 6, 7]
+
+
 def test_a_model_in_evaluation_mode_is_refused():
     step = make_step()
     step.model.eval()

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -40,6 +40,7 @@ from lbvq.inference.frames import ResizedFrames, open_frames
 from lbvq.inference.results import VideoPrediction
 from lbvq.inference.stream import StreamPredictor
 from lbvq.modeling.clips.segmenter import ClipSegmenter
+from lbvq.modeling.dvis.offline import DVIS_offline
 from lbvq.modeling.online.segmenter import OnlineSegmenter
 from lbvq.modeling.postprocess import MaskStream
 from lbvq.zoo import load_config
@@ -125,8 +126,8 @@ def segment_stream(model: nn.Module, video: Sequence[Tensor]) -> VideoPrediction
 class Stopwatch:
     """Seconds spent in named stages; a stage inside another one counts for itself only."""
 
-    def __init__(self, device: str) -> None:
-        self.device, self.seconds, self._inside = torch.device(device), {}, []
+    def __init__(self, device: str, clock: Callable[[], float]) -> None:
+        self.device, self.clock, self.seconds, self._inside = torch.device(device), clock, {}, []
 
     def wrap(self, function: Any, stage: str) -> Any:
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -144,20 +145,22 @@ class Stopwatch:
     def _now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        return self.clock()
 
 
 def method_stages(model: nn.Module) -> list[tuple[Any, str, str]]:
     """What a method does with encoded frames: (owner of the function, its name, stage)."""
     if isinstance(model, ClipSegmenter):
         return [(model.clip_module, name, "clip module") for name in ("mask_features", "forward")]
+    if isinstance(model, DVIS_offline):
+        return [(model.tracker, "forward", "tracking"), (model.refiner, "forward", "refinement")]
     return [(model, name, "tracking") for name in ("observe", "advance")]
 
 
 @contextlib.contextmanager
-def stages_timed(model: nn.Module, device: str) -> Iterator[dict[str, float]]:
+def stages_timed(model: nn.Module, device: str, clock: Callable[[], float]) -> Iterator[dict[str, float]]:
     """Time the stages of `model` inside the block."""
-    watch = Stopwatch(device)
+    watch = Stopwatch(device, clock)
     head = model.sem_seg_head
     if getattr(head, "_compiled_call_impl", None) is not None:  # a graph has no stages inside
         encoder = [
@@ -234,16 +237,17 @@ def compare_time(model: nn.Module, video: RepeatedFrames, args: argparse.Namespa
     short = RepeatedFrames.__new__(RepeatedFrames)
     short.frames, short.length = video.frames, 2
     columns, outputs = {}, {}
+    clock = time.process_time if args.processor_time else time.perf_counter
     modes = {"ours": contextlib.nullcontext()}
     if not args.only_ours:
         modes["published"] = published_arithmetic(model)
     for name, mode in modes.items():
         with mode:
             segment(model, short)  # compilation, caches
-            with stages_timed(model, args.device) as seconds:
-                start = time.perf_counter()
+            with stages_timed(model, args.device, clock) as seconds:
+                start = clock()
                 outputs[name] = segment(model, video)
-                total = time.perf_counter() - start
+                total = clock() - start
         columns[name] = {**seconds, "everything else": total - sum(seconds.values()), "total": total}
         peak = peak_memory_mib()
         print(f"{name}: {len(video) / total:.2f} frames per second, peak resident memory so far {peak:.0f} MiB")

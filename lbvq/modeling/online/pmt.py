@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from mask2former.linear import Linear
+from mask2former.modeling.backbone import batch_norm
 from mask2former.modeling.vit import PlainViT, RotaryBlock, Rotation, Rotations
 from mask2former.registry import META_ARCH_REGISTRY
 from mask2former.resize import size_of
@@ -45,7 +45,7 @@ class pmt_online(PropagatedQueries):  # published name
             num_queries=settings.NUM_OBJECT_QUERIES,
             num_classes=settings.NUM_CLASSES,
         )
-        norm = batch_norm(cfg.MODEL.DEVICE) if settings.EXTRA_BN else nn.Identity
+        norm = batch_norm(cfg.MODEL.DEVICE, nn.BatchNorm1d) if settings.EXTRA_BN else nn.Identity
         return PMT(vit, decoder, levels=settings.INTERACTION_INDICES, norm=norm, is_frozen=settings.FROZEN_ENCODER)
 
 
@@ -62,12 +62,6 @@ def check_form(settings: Cfg) -> None:
     ):
         if value != only:
             raise ValueError(f"MODEL.BACKBONE.{key} must be {only!r}, got {value!r}.")
-
-
-def batch_norm(device: str) -> type[nn.Module]:
-    """The norm of the levels; in training on several GPUs its statistics are those of all of them."""
-    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    return nn.SyncBatchNorm if several and str(device).startswith("cuda") else nn.BatchNorm1d
 
 
 class PMT(QueryBackbone):
