@@ -1,7 +1,8 @@
-"""A skip whose reason is not in `expected_skips.ALLOWED` is a failure."""
+"""Loggers are left as they were, and a skip whose reason is not in `expected_skips.ALLOWED` is a failure."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator
 
 import pytest
@@ -10,6 +11,17 @@ from expected_skips import complaint, is_expected
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--allow-skips", action="store_true", help="do not fail on skips that are not expected")
+
+
+@pytest.fixture(autouse=True)
+def _loggers_as_they_were() -> Generator[None, None, None]:
+    """A run that a test sets up keeps its log for itself; the tests after it see what is logged."""
+    loggers = [logging.getLogger(name) for name in ("lbvq", "mask2former")]
+    before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    yield
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
 
 
 @pytest.hookimpl(wrapper=True)
