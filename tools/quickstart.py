@@ -125,7 +125,8 @@ def print_summary(metrics: dict[str, Any], seconds: float, places: dict[str, Pat
         overall = {name: value for name, value in numbers.items() if "-" not in name}
         print(f"\n{task}, held-out videos")
         print("  ".join(f"{name:>7}" for name in overall))
-        print("  ".join(f"{value:>7.2f}" for value in overall.values()))
+        # null stands for a number that the held-out videos cannot give, such as that of small objects
+        print("  ".join(f"{'-':>7}" if value is None else f"{value:>7.2f}" for value in overall.values()))
     print(f"\nDone in {seconds / 60:.1f} minutes.")
     for name, path in places.items():
         print(f"{name + ':':<10}{path}")

@@ -140,7 +140,8 @@ def print_scores(output: Path) -> None:
     before = output / "inference" / METRICS_BEFORE
     if before.is_file():
         task, metric = METRIC.split("/")
-        print(f"AP before training: {json.loads(before.read_text(encoding='utf-8'))[task][metric]:.1f}")
+        score = json.loads(before.read_text(encoding="utf-8"))[task][metric]
+        print("AP before training: " + ("none, no object is annotated" if score is None else f"{score:.1f}"))
     if scores:
         best, step = max(scores, key=lambda pair: pair[0])
         print(f"AP after: best {best:.1f} (step {step}), last {scores[-1][0]:.1f} (step {scores[-1][1]})")
