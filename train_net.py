@@ -15,7 +15,6 @@ run is made of is in `lbvq/cli/training.py`; derive from its `Trainer` for a pro
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 from lbvq.engine.arguments import default_argument_parser
 from lbvq.engine.user_errors import HINT, user_command
@@ -33,14 +32,9 @@ def run() -> None:
     start(args)
 
 
-def __getattr__(name: str) -> Any:
-    """`from train_net import Trainer`, and whatever else `lbvq.cli.training` has."""
-    if name.startswith("__"):  # what Python asks every module for
-        raise AttributeError(name)
-    import lbvq.cli.training
-
-    return getattr(lbvq.cli.training, name)
-
-
 if __name__ == "__main__":
     sys.exit(run())
+else:  # `from train_net import Trainer`; what a script changes in this module is changed where it acts
+    import lbvq.cli.training
+
+    sys.modules[__name__] = lbvq.cli.training
