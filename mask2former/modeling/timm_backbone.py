@@ -7,11 +7,13 @@ Level k is the feature map `layer{k}` at stride 2^k.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import resnet as tv_resnet
 
 from ..layers import FrozenBatchNorm2d
@@ -56,6 +58,10 @@ class FoldingBottleneck(WithFolds, tv_resnet.Bottleneck):
         out = self.folds.apply(self.conv3, self.bn3, out)
         return F.relu_(out + _shortcut(self, x))
 
+
+NORMS = ("FrozenBN", "SyncBN", "BN")
+
+logger = logging.getLogger(__name__)
 
 # timm's name -> block, blocks per stage, further arguments
 Block = type[FoldingBasicBlock] | type[FoldingBottleneck]
@@ -133,9 +139,12 @@ class TimmBackbone(Backbone):
 def build_timm_backbone(cfg: Cfg, input_shape: ShapeSpec) -> TimmBackbone:
     """Build the network that `MODEL.TIMM` describes; `MODEL.BACKBONE.FREEZE_AT` does not matter here."""
     options = cfg.MODEL.TIMM
+    if options.NORM not in NORMS:
+        raise ValueError(f"MODEL.TIMM.NORM must be FrozenBN, SyncBN or BN, got {options.NORM!r}.")
     # The suffix names the training data of published weights, not another network.
     resnet = RESNETS.get(options.BASE_NAME.removesuffix("_in21k"))
     if resnet is None:
+        _compare_normalisation(cfg)
         return _build_with_timm(options)
     if input_shape.channels != 3:
         raise ValueError(f"{options.BASE_NAME} needs 3 input channels, MODEL.PIXEL_MEAN has {input_shape.channels}.")
@@ -180,10 +189,36 @@ def _build_with_timm(options: Any) -> TimmBackbone:
         features_only=True,
         out_indices=tuple(levels[level] for level in wanted),
     )
-    if options.NORM == "FrozenBN":
-        base = timm.layers.freeze_batch_norm_2d(base)
     channels = base.feature_info.channels()
-    return TimmBackbone(base, base_levels=wanted, base_channels=channels, out_levels=wanted)
+    return TimmBackbone(_with_norm(base, options), base_levels=wanted, base_channels=channels, out_levels=wanted)
+
+
+def _with_norm(base: nn.Module, options: Any) -> nn.Module:
+    """Replace the batch normalisation of timm's own layers by the kind that `MODEL.TIMM.NORM` names."""
+    layers = _import_timm().layers
+    if not any(isinstance(module, _BatchNorm) for module in base.modules()):
+        logger.warning(
+            "MODEL.TIMM.NORM %s has no effect: %s has no batch normalisation.", options.NORM, options.BASE_NAME
+        )
+    elif options.NORM == "FrozenBN":
+        base = layers.freeze_batch_norm_2d(base)
+    elif options.NORM == "SyncBN":
+        base = layers.convert_sync_batchnorm(base)
+    return base
+
+
+def _compare_normalisation(cfg: Cfg) -> None:
+    """Say when images are not normalised as for timm's own weights of the network."""
+    own = _import_timm().models.get_pretrained_cfg(cfg.MODEL.TIMM.BASE_NAME)
+    if own is None:
+        return
+    mean, std = ([round(255.0 * value, 3) for value in values] for values in (own.mean, own.std))
+    given = [*cfg.MODEL.PIXEL_MEAN, *cfg.MODEL.PIXEL_STD]
+    if any(abs(want - have) > 1 for want, have in zip([*mean, *std], given, strict=False)):
+        logger.warning(
+            "timm's weights of %s are of images with MODEL.PIXEL_MEAN %s and PIXEL_STD %s; the configuration has %s.",
+            *(cfg.MODEL.TIMM.BASE_NAME, mean, std, given),
+        )
 
 
 def _convert_norm(backbone: TimmBackbone, norm: str) -> TimmBackbone:
@@ -192,8 +227,6 @@ def _convert_norm(backbone: TimmBackbone, norm: str) -> TimmBackbone:
         FrozenBatchNorm2d.convert_frozen_batchnorm(backbone)  # in place, as is the next
     elif norm == "SyncBN":
         nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
-    elif norm != "BN":
-        raise ValueError(f"MODEL.TIMM.NORM must be FrozenBN, SyncBN or BN, got {norm!r}.")
     return backbone
 
 

@@ -12,6 +12,7 @@ from fvcore.common.config import CfgNode
 from golden_fill import fill_
 from helpers import GOLDEN
 
+from lbvq.config import get_cfg
 from mask2former.config import add_maskformer2_config
 from mask2former.layers import FrozenBatchNorm2d
 from mask2former.modeling.timm_backbone import TimmBackbone
@@ -127,3 +128,36 @@ def test_any_timm_network_with_feature_maps_works(name):
         build(BASE_NAME=name, OUT_LEVELS=(7,))
     with pytest.raises(ValueError, match="FREEZE_AT"):
         build(BASE_NAME=name, FREEZE_AT=1)
+
+
+def build_lite0(norm, name="tf_efficientnet_lite0", mean=127.5):
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.BASE_NAME", name])
+    cfg.merge_from_list(["MODEL.PIXEL_MEAN", [mean] * 3, "MODEL.PIXEL_STD", [127.5] * 3, "MODEL.TIMM.NORM", norm])
+    return build_backbone(cfg)
+
+
+@pytest.mark.parametrize("norm, kind", [("BN", "BatchNormAct2d"), ("FrozenBN", "FrozenBatchNormAct2d")])
+def test_the_norm_of_any_network_of_timm_is_the_one_that_is_set(norm, kind):
+    backbone = build_lite0(norm)
+    assert {type(each).__name__ for each in backbone.modules() if "BatchNorm" in type(each).__name__} == {kind}
+
+
+def test_synchronised_norms_reach_any_network_of_timm():
+    assert any(isinstance(each, torch.nn.SyncBatchNorm) for each in build_lite0("SyncBN").modules())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
+def test_a_misspelt_norm_is_refused_for_every_network(name):
+    with pytest.raises(ValueError, match="must be FrozenBN, SyncBN or BN, got 'FrozenBn'"):
+        build_lite0("FrozenBn", name)
+
+
+def test_networks_without_batch_norms_and_other_normalisation_of_images_are_said(caplog):
+    build_lite0("BN", "convnext_atto")
+    assert "NORM BN has no effect: convnext_atto has no batch normalisation" in caplog.text
+    caplog.clear()
+    build_lite0("BN", mean=127.5)
+    assert caplog.text == ""
+    build_lite0("BN", mean=0.0)
+    assert "MODEL.PIXEL_MEAN [127.5, 127.5, 127.5]" in caplog.text
