@@ -97,5 +97,16 @@ def test_an_image_model_is_no_online_method():
         online_form(build_model(small_cfg(MODEL__META_ARCHITECTURE="MaskFormer")))
 
 
+def test_a_negative_divisor_is_that_of_the_backbone():
+    model = build_model(small_cfg(MODEL__MASK_FORMER__SIZE_DIVISIBILITY=-1))
+    assert model.size_divisibility == model.backbone.size_divisibility >= 0
+
+
+def test_vmt_pads_its_frames_in_training_only():
+    model, frames = build_model(load_cfg(VMT, MODEL__MASK_FORMER__SIZE_DIVISIBILITY=32)), torch.zeros(1, 3, 50, 70)
+    assert model.train().batch_images(frames).padded_size == (64, 96)
+    assert model.eval().batch_images(frames).padded_size == (50, 70)
+
+
 def test_the_name_of_version_0_1_still_stands_for_the_frame_segmenter():
     assert lbvq.modeling.VideoSegmenter is lbvq.modeling.base.VideoSegmenter is FrameSegmenter
