@@ -76,7 +76,7 @@ def cells(tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_sixteen_bit_videos_become_a_scored_model_and_a_drawn_video(cells):
     out = (cells / "log.txt").read_text()
-    assert "4 videos, 70 objects, 112 masks" in out and re.search(r"AP before training: \d", out)
+    assert "4 videos, 70 objects, 112 masks" in out and "no AP before training" in out  # classes start at random
     assert re.search(r"AP after: best \d+\.\d \(step \d\), last", out)
     cfg = yaml.safe_load((cells / "runs/cells/config.yaml").read_text())
     assert cfg["MODEL"]["SEM_SEG_HEAD"]["NUM_CLASSES"] == 1
