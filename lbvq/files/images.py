@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,7 +69,7 @@ def opened_image(path: Path, where: str = "", *, several: bool = False) -> Itera
     try:
         if path.exists() and not path.is_file():
             raise ValueError("it is no file")  # reading a pipe would wait for somebody who writes into it
-        with Image.open(path, formats=_FORMATS) as image:
+        with _BoundedFile(path) as file, Image.open(file, formats=_FORMATS) as image:
             _check_size(image, path)
             if not several and image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # photos: a preview
                 raise ValueError(f"it holds {image.n_frames} pictures; save each as a file")
@@ -80,6 +81,18 @@ def opened_image(path: Path, where: str = "", *, several: bool = False) -> Itera
         ) from None
     except Exception as error:  # Pillow documents none: OSError, SyntaxError, struct.error, zlib.error, EOFError, ...
         raise OSError(f"Cannot read image {path}{context}: {str(error) or type(error).__name__}") from error
+
+
+class _BoundedFile(io.BufferedReader):
+    """A file that is never asked for more than it has: Pillow takes lengths as they are claimed, up to 4 GB."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(open(path, "rb", buffering=0))  # closed with this object
+        self._size = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(0, self._size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 def _check_size(image: Image.Image, path: Path) -> None:

@@ -1,6 +1,7 @@
 """One reader of images for training, evaluation and the demos."""
 
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -112,3 +113,21 @@ def test_a_large_image_of_few_bytes_is_refused_and_a_smaller_one_is_read(tmp_pat
     noise = np.random.default_rng(0).integers(0, 255, (100, 100), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     assert read_image(tmp_path / "noise.png").shape == (100, 100, 3)
+
+
+def test_a_length_that_a_file_claims_asks_for_no_memory(tmp_path):
+    """What follows the pixels of a PNG claims 4 GB; Pillow would ask for them at once."""
+    path = tmp_path / "a.png"
+    Image.new("L", (64, 48), 200).save(path)
+    data = path.read_bytes()
+    start = data.index(b"IDAT") - 4
+    path.write_bytes(data[:start] + struct.pack(">I", 2**32 - 2**20) + data[start + 4 :])
+    tracemalloc.start()
+    try:
+        try:
+            assert read_image(path).shape == (48, 64, 3)
+        except OSError as error:
+            assert "a.png" in str(error)
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
