@@ -241,7 +241,10 @@ def _check_polygon(polygon: Any, index: int, where: str) -> list[float]:
         raise _error(
             where, f"{name} must have at least 3 points, that is an even count of numbers >= 6, got {len(values)}"
         )
-    points = np.asarray(values, dtype=np.float64).reshape(-1, 2)
+    try:
+        points = np.asarray(values, dtype=np.float64).reshape(-1, 2)
+    except OverflowError as error:  # a whole number of hundreds of digits, which JSON allows
+        raise _error(where, f"{name} has a coordinate too large for a number") from error
     if not np.isfinite(points).all():
         raise _error(where, f"{name} holds a number that is not finite")
     steps = 5 * np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()

@@ -190,3 +190,8 @@ def test_polygons_give_the_union_pycocotools_draws():
 def test_broken_segmentations_are_refused_with_the_reason(polygons, reason):
     with pytest.raises(ValueError, match=reason):
         rle.to_rle(polygons, 15, 20)
+
+
+def test_a_coordinate_of_hundreds_of_digits_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"here.*polygon 0 has a coordinate too large"):
+        rle.to_rle([[0, 0, 10**400, 0, 4, 4]], 8, 8, "here")
