@@ -139,3 +139,22 @@ def test_other_steps(case, tag):
     iteration = 10**6 if tag == "own" else 0
     losses, matches, _ = case.step(tag, clip, iteration=iteration)
     case.equals(tag, losses, matches)
+
+
+@torch.no_grad()
+def test_clips_of_a_batch_do_not_mix(case, monkeypatch):
+    """The same clip twice gives what it gives alone, but for losses at drawn points."""
+    monkeypatch.setattr(noise, "draw_share", lambda: 0.9)  # above any ratio: no noise
+    monkeypatch.setattr(contrast, "shuffled", torch.arange)
+    case.model.iteration = 0
+    clip, found = calm(clips(NUM_FRAMES)[0]), []
+    for batch in ([clip], [clip, clip]):
+        case.model.class_memory = ClassMemory()
+        with fixed_rand():
+            found.append(case.model(samples(batch)))
+    once, twice = found
+    assert sorted(once) == sorted(twice)
+    for name in once:
+        # with a memory of classes the second clip is told from the first too
+        if name.startswith("loss_ce") or (name == "loss_reid" and case.name.endswith("online")):
+            assert twice[name].item() == pytest.approx(once[name].item(), rel=1e-4), name
