@@ -65,6 +65,13 @@ def test_without_more_frames_are_resized_as_for_youtube_vis():
     assert set(model.sizes) == {(360, 480)} and VideoPredictor(model).names is None
 
 
+def test_resizing_and_precision_are_those_of_the_configuration():
+    for image_format, half in (("RGB", True), ("BGR", False)):
+        sizes = {"INPUT__MIN_SIZE_TEST": 30, "INPUT__MAX_SIZE_TEST": 100, "INPUT__FORMAT": image_format}
+        predictor = VideoPredictor.from_config(config(**sizes, TEST__AMP__ENABLED=half), "")
+        assert predictor.resize == Resize(30, 100, image_format) and predictor.half is half
+
+
 def test_parts_of_a_configuration_can_be_replaced():
     predictor = VideoPredictor.from_config(config(), "", resize=Resize(15), names=("a", "b", "c"))
     assert predictor.resize == Resize(15) and predictor.names == ("a", "b", "c") and not predictor.is_trained
