@@ -16,7 +16,7 @@ from lbvq.fuzz.run import Tally, Worker, damaged_files, format_table, read_seeds
 from lbvq.fuzz.targets import all_targets
 from lbvq.fuzz.worker import judge
 
-MENDED = ("images", "results", "videos", "weights", "yaml")  # targets without a known fault
+MENDED = sorted(all_targets())
 OUTCOME = {
     "good": "accepted",
     "refuses": "refused",

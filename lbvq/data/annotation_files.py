@@ -138,7 +138,7 @@ def _is_polygon(points: Any) -> bool:
 
 def clean_box(box: Any, where: str, tally: rules.Tally) -> list[float] | None:
     """Keep a box x, y, width, height that has an area; the mask decides where an object is, and makes the others."""
-    if not box:
+    if rules.is_nothing(box):
         return None
     if min(rules.box_xywh(box, where)[2:]) > 0:
         return box

@@ -106,8 +106,7 @@ def _hint_at_videos(content: Mapping[str, Any], json_file: str | Path) -> None:
             link = next(link for link in _LINKS if link in linking[0])
             logger.warning(
                 "%s: %d of its %s have a %r, so they belong to videos, but the COCO form takes every image alone: "
-                "tracks are not trained on. Convert the file to the YouTube-VIS form (datasets/README.md) and register "
-                "it with register_ytvis_instances.",
+                "tracks are not trained on. `lbvq convert` makes a file in YouTube-VIS form of it.",
                 *(json_file, len(linking), key, link),
             )
             return
@@ -125,13 +124,13 @@ def _add_objects(records: Mapping[int, Record], found: list[rules.Linked], id_ma
     for each in found:
         record = records[each.parent_id]
         segmentation = each.entry.get("segmentation")
-        if segmentation:
+        if not rules.is_nothing(segmentation):
             size_hw = (record["height"], record["width"])
             check_mask_size(segmentation, size_hw, each.where)
             segmentation = clean_segmentation(segmentation, size_hw, each.where, tally)
         else:
             tally.add(INVALID_SEGMENTATIONS, each.where)
-        if segmentation:
+        if not rules.is_nothing(segmentation):
             record["annotations"].append(_object(each, segmentation, id_map[each.category_id], tally))
     tally.report(logger)
 

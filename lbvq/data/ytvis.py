@@ -123,10 +123,10 @@ def _add_annotation(
     boxes = rules.per_frame(entry, "bboxes", record["length"], where) if has_boxes else [None] * len(segmentations)
     size_hw = (record["height"], record["width"])
     for t, (mask, box) in enumerate(zip(segmentations, boxes, strict=True)):
-        if not mask:
+        if rules.is_nothing(mask):
             continue
         place = f"{where}, frame {t}"
-        if has_boxes and not box and _is_left_out(mask, size_hw, needs_boxes, place, tally):
+        if has_boxes and rules.is_nothing(box) and _is_left_out(mask, size_hw, needs_boxes, place, tally):
             continue
         if not record.get("size_from_image"):
             check_mask_size(mask, size_hw, place)
@@ -142,7 +142,7 @@ def _add_annotation(
 
 def _is_left_out(mask: Any, size_hw: tuple[int, int], needs_boxes: bool, where: str, tally: rules.Tally) -> bool:
     """Whether a mask without a box shows no object: it is empty, or the data set wants boxes."""
-    if isinstance(mask, dict) and list(mask.get("size", ())) == list(size_hw):
+    if isinstance(mask, dict) and mask.get("size") == list(size_hw):
         if area(to_rle(mask, *size_hw, where)) == 0:
             return True
     if needs_boxes:

@@ -94,7 +94,9 @@ def _read_truth(file: MaskFile, sizes: Mapping[int, tuple[int, int]]) -> COCO:
     for index, each in enumerate(found, start=1):
         size = sizes[each.parent_id]
         mask = _mask(each.entry.get("segmentation"), file, size, each.where)
-        box = each.entry.get("bbox") or (to_bbox(mask) if mask else None)
+        box = each.entry.get("bbox")
+        if rules.is_nothing(box):
+            box = to_bbox(mask) if mask else None
         if box is None:
             raise ValueError(f"{each.where}: has neither 'segmentation' nor 'bbox'")
         box = _box(box, each.where)
@@ -164,7 +166,7 @@ def _mask(
     if isinstance(segmentation, range):
         index = segmentation.start
         segmentation = {"size": _json(file.sizes[index], where), "counts": _json(file.texts[index], where)}
-    if segmentation is None or (isinstance(segmentation, (list, dict)) and not segmentation):
+    if rules.is_nothing(segmentation):
         return None
     if not polygons and isinstance(segmentation, (list, tuple)):
         raise ValueError(f"{where}: polygons are no form of results; write run lengths, {{'size', 'counts'}}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lbvq.files.mask_file import MaskFile
-from lbvq.files.rules import frame_size
+from lbvq.files.rules import frame_size, is_nothing
 from lbvq.masks.rle import to_rle
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def read_masks(entry: Any, file: MaskFile, video: Video, where: str, *, polygons
         if type(item) is range:
             _check_sizes(set(file.sizes[item.start : item.stop]), video, f"{where}, frames from {len(masks)} on")
             masks += file.texts[item.start : item.stop]
-        elif item is None or (isinstance(item, (list, tuple, dict)) and not item):
+        elif is_nothing(item):
             masks.append(None)  # as published: null and empty entries mean that the object is not visible
         elif isinstance(item, Mapping):
             masks.append(_mask_text(item, video, f"{where}, frame {len(masks)}"))

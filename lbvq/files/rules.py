@@ -150,6 +150,11 @@ def shown(value: Any) -> str:
     return shortened if len(shortened) <= 60 else f"{shortened[:57]}..."
 
 
+def is_nothing(value: Any) -> bool:
+    """Whether a mask or a box stands for none: null or an empty list or object."""
+    return value is None or (isinstance(value, (list, tuple, dict)) and not value)
+
+
 # Lists
 
 

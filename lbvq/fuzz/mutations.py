@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Callable
@@ -140,11 +141,11 @@ def _edit_node(document: Any, rng: Random) -> Any:
     """The document with one node replaced, removed, repeated or exchanged for another one."""
     places = list(_places(document))
     if not places or rng.random() < 0.02:
-        return rng.choice(_VALUES)
+        return copy.deepcopy(rng.choice(_VALUES))
     parent, key = rng.choice(places)
     kind = rng.choice(("value", "value", "value", "remove", "repeat", "exchange", "rename"))
     if kind == "value":
-        parent[key] = rng.choice(_VALUES)
+        parent[key] = copy.deepcopy(rng.choice(_VALUES))  # later edits must not reach the list itself
     elif kind == "remove":
         del parent[key]
     elif kind == "repeat" and isinstance(parent, list):

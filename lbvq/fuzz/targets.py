@@ -11,7 +11,7 @@ from random import Random
 
 from lbvq.fuzz.mutations import mutate_bytes
 
-TOPICS = ("lbvq.fuzz.masks", "lbvq.fuzz.settings", "lbvq.fuzz.media")  # modules that hold targets
+TOPICS = ("lbvq.fuzz.masks", "lbvq.fuzz.scoring", "lbvq.fuzz.settings", "lbvq.fuzz.media")  # modules that hold targets
 
 Mutate = Callable[[bytes, Random], bytes]
 
