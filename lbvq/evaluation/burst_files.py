@@ -15,7 +15,7 @@ from lbvq.evaluation.annotations import GroundTruth, read_predictions
 from lbvq.evaluation.mask_texts import Masks
 from lbvq.evaluation.overlap import TubeRuns
 from lbvq.files import rules
-from lbvq.files.mask_file import read_mask_file
+from lbvq.files.mask_file import MaskFile, read_mask_file
 
 MAX_PER_IMAGE = 300  # predictions; the best by score are kept
 Key = tuple[str, str]  # data set and name of a sequence
@@ -99,7 +99,8 @@ def read_burst_predictions(
         for each in ground_truth.values()
     ]
     categories = [{"id": place} for place in range(1, len(category_ids) + 1)]
-    linked = GroundTruth({"videos": videos, "categories": categories, "annotations": []})
+    document = {"videos": videos, "categories": categories, "annotations": []}
+    linked = GroundTruth(MaskFile.of(document, f"{path}: the ground truth"))
     key_of = {each.id: key for key, each in ground_truth.items()}
     sequences: dict[Key, BurstSequence] = {}
     for detection in read_predictions(file, linked):
@@ -133,9 +134,13 @@ def _where_of_frame(place: str, _: int, frame: int) -> str:
 
 
 def burst_categories(path: str | Path) -> dict[int, str]:
-    """Id -> name of the categories that a file lists, in its order."""
+    """Id -> name of the categories that a file lists, in its order; none where it has no list."""
     content = read_mask_file(path).document
-    return {int(entry["id"]): str(entry["name"]) for entry in content.get("categories") or ()}
+    if not isinstance(content, Mapping) or content.get("categories") is None:
+        return {}
+    known = rules.categories(content, str(path))
+    in_order = (int(entry["id"]) for entry in content["categories"])
+    return {number: str(known[number].get("name", number)) for number in in_order}
 
 
 def _read_sequence(entry: Mapping[str, Any], where: str, known: BurstSequence | None) -> BurstSequence:
@@ -144,6 +149,9 @@ def _read_sequence(entry: Mapping[str, Any], where: str, known: BurstSequence | 
     masks = entry["segmentations"]
     if not isinstance(images, list) or not isinstance(masks, list) or len(images) != len(masks):
         raise ValueError(f"{where}: 'annotated_image_paths' and 'segmentations' must be lists of equal length")
+    categories = entry.get("track_category_ids") or {}
+    if not isinstance(categories, Mapping):
+        raise ValueError(f"{where}: 'track_category_ids' must be an object, got {rules.shown(categories)}")
     frames = known.frames if known else [str(image) for image in images]
     place = {name: index for index, name in enumerate(frames)}
     absent, partly = (
@@ -159,7 +167,7 @@ def _read_sequence(entry: Mapping[str, Any], where: str, known: BurstSequence | 
         frame = place[str(image)]
         if frame in sequence.shown:
             raise ValueError(f"{where}, frame {image}: this image occurs twice")
-        _add_frame(tracks, objects, frame, entry.get("track_category_ids") or {}, sequence)
+        _add_frame(tracks, objects, frame, categories, sequence)
         sequence.shown[frame] = [str(name) for name in objects]
     sequence.tracks = list(tracks.values())
     _check_masks(sequence)
@@ -200,7 +208,7 @@ def _keep_best(sequence: BurstSequence) -> None:
 
 def _score(item: Any) -> float:
     score = item.get("score", 1.0) if isinstance(item, Mapping) else 1.0
-    return float(score) if isinstance(score, (int, float)) else float("nan")
+    return float(score) if rules.is_finite(score) else float("nan")
 
 
 def _add_frame(
@@ -215,8 +223,9 @@ def _add_frame(
         if not isinstance(item, Mapping) or not isinstance(item.get("rle"), str):
             raise ValueError(f"{where}: expected an object with a string 'rle'")
         category = item.get("category_id", categories.get(name))
-        if not isinstance(category, int):
+        if not rules.is_whole(category) or not 0 <= category <= rules.MAX_NUMBER:
             raise ValueError(f"{where}: no category, neither here nor in 'track_category_ids'")
+        category = int(category)
         score = _score(item)
         if score != score:
             raise ValueError(f"{where}: 'score' must be a number, got {item.get('score')!r}")
