@@ -201,6 +201,8 @@ def read_detection(entry: Any, index: int, file: MaskFile, ground_truth: GroundT
         segmentations = [entry.get("segmentation")]
         if not segmentations[0]:
             raise ValueError(f"{where}: has no 'segmentation'")
+        if entry.get("bbox") is not None:  # scored where all have one
+            rules.sized_box(entry["bbox"], where)
     masks = read_masks(segmentations, file, ground_truth.videos[head.parent_id], where, polygons=False)
     return Detection(index, head.parent_id, head.category_id, head.score, masks)
 

@@ -99,7 +99,7 @@ def _read_truth(file: MaskFile, sizes: Mapping[int, tuple[int, int]]) -> COCO:
             box = to_bbox(mask) if mask else None
         if box is None:
             raise ValueError(f"{each.where}: has neither 'segmentation' nor 'bbox'")
-        box = _box(box, each.where)
+        box = rules.sized_box(box, each.where)
         # Ids count from 1 here: pycocotools takes a match with id 0 for none.
         annotations.append(
             {
@@ -137,7 +137,7 @@ def _read_detections(file: MaskFile, sizes: Mapping[int, tuple[int, int]], truth
             mask = _mask(entry.get("segmentation"), file, sizes[head.parent_id], where, polygons=False)
             if mask is None:
                 raise ValueError(f"{where}: has no 'segmentation'")
-        box = to_bbox(mask) if mask else _box(entry.get("bbox"), where)
+        box = to_bbox(mask) if mask else rules.sized_box(entry.get("bbox"), where)
         if head.category_id not in truth.cats:
             unknown.add(head.category_id)
             continue
@@ -178,13 +178,6 @@ def _json(text: bytes, where: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise ValueError(f"{where}: the mask is not valid JSON ({error})") from None
-
-
-def _box(box: Any, where: str) -> list[float]:
-    sides = rules.box_xywh(box, where)
-    if min(sides[2:]) < 0:
-        raise ValueError(f"{where}: a box must not have a negative side, got {rules.shown(box)}")
-    return [float(side) for side in sides]
 
 
 def _as_coco(images: list[Entry], categories: list[Entry], annotations: list[Entry]) -> COCO:

@@ -121,6 +121,14 @@ def box_xywh(box: Any, where: str) -> list[float]:
     return list(box)
 
 
+def sized_box(box: Any, where: str) -> list[float]:
+    """A box x, y, width, height that is measured itself, so that its sides must not be negative."""
+    sides = box_xywh(box, where)
+    if min(sides[2:]) < 0:
+        raise ValueError(f"{where}: a box must not have a negative side, got {shown(box)}")
+    return [float(side) for side in sides]
+
+
 def file_name(name: Any, where: str) -> str:
     """A name relative to the folder of images, from which it must not lead away."""
     if not isinstance(name, str) or not name.strip("./") or "\0" in name:

@@ -11,8 +11,7 @@ from typing import Any
 
 from lbvq.data.coco import load_coco_json, load_lvis_json
 from lbvq.evaluation.burst import score_burst
-from lbvq.evaluation.coco import check_coco, score_coco
-from lbvq.evaluation.lvis import LvisScorer
+from lbvq.evaluation.image_metrics import IMAGE_CHECKS, IMAGE_METRICS
 from lbvq.evaluation.splits import split_videos
 from lbvq.evaluation.submission import check_submission
 from lbvq.evaluation.tube_ap import TubeAP
@@ -83,8 +82,8 @@ def read_images(path: Path) -> None:
 
 @target("image ground truth", write_images, mutate_json)
 def score_images(path: Path) -> None:
-    LvisScorer(path).check_masks()
-    check_coco(path)
+    for check in IMAGE_CHECKS.values():
+        check(path)
 
 
 def write_image_results(folder: Path) -> None:
@@ -119,10 +118,8 @@ def _checked_and_scored(path: Path, truth: Path, metrics: tuple[str, ...]) -> No
     passed = {metric for metric in metrics if not check_submission(path, truth, metric).faults}
     for metric in metrics:
         try:
-            if metric == "coco":
-                score_coco(truth, path, ["segm"])
-            elif metric == "lvis":
-                LvisScorer(truth).update(path).compute()
+            if metric in IMAGE_METRICS:
+                IMAGE_METRICS[metric](truth, path)
             else:
                 VideoScorer(metric, truth).update(path).compute()
         except ValueError as error:

@@ -247,10 +247,9 @@ def _check_polygon(polygon: Any, index: int, where: str) -> list[float]:
         raise _error(where, f"{name} has a coordinate too large for a number") from error
     if not np.isfinite(points).all():
         raise _error(where, f"{name} holds a number that is not finite")
-    if np.abs(points).max() > MAX_PIXELS:
-        raise _error(where, f"{name} holds {np.abs(points).max():.3g}; its coordinates are not pixels of this image")
-    steps = 5 * np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()
-    if steps > _MAX_POLYGON_STEPS:
+    with np.errstate(over="ignore"):  # infinitely long is too long
+        steps = 5 * np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()
+    if steps > _MAX_POLYGON_STEPS or np.abs(points).max() > MAX_PIXELS:
         raise _error(where, f"{name} is {steps / 5:.3g} pixels long; its coordinates are not pixels of this image")
     return points.reshape(-1).tolist()
 

@@ -17,8 +17,7 @@ from helpers import run_tool, write_evaluation_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbvq.evaluation.coco import score_coco
-from lbvq.evaluation.lvis import LvisScorer
+from lbvq.evaluation.image_metrics import IMAGE_METRICS
 from lbvq.evaluation.splits import part_of, split_videos
 from lbvq.evaluation.submission import SERVERS, check_submission
 from lbvq.evaluation.video_metrics import VideoScorer
@@ -259,7 +258,7 @@ VALUES = st.one_of(
     *(st.text(max_size=3), st.lists(st.integers(0, 9), max_size=3), st.just({}), st.just([[0, 0, 3, 0, 3, 3]])),
     *(st.just({"size": [4, 4], "counts": "04d0"}), st.just({"size": [4, 4], "counts": [0, 16]})),
 )
-KEYS = ("video_id", "image_id", "category_id", "score", "segmentations", "segmentation")
+KEYS = ("video_id", "image_id", "category_id", "score", "segmentations", "segmentation", "bbox")
 PATHS = st.sampled_from(
     [
         *((), *((key,) for key in KEYS), ("segmentation", "counts")),
@@ -288,6 +287,7 @@ def test_what_passes_the_check_can_be_scored(changes, server):
     truth["categories"] = [{"id": 1, "name": "a", "frequency": "r", "partition": 0}]
     mask = rle.encode(np.eye(4, dtype=bool))
     entry = {"video_id": 1, "image_id": 1, "category_id": 1, "score": 0.5, "segmentation": mask}
+    entry["bbox"] = [0, 0, 4, 4]
     entry["segmentations"] = [mask]
     content = json.loads(json.dumps([entry]))
     for path, value in changes:
@@ -298,10 +298,8 @@ def test_what_passes_the_check_can_be_scored(changes, server):
         results.write_text(json.dumps(content))
         findings = check_submission(results, Path(folder) / "gt.json", server)
         try:
-            if server == "coco":
-                score_coco(Path(folder) / "gt.json", results, ["segm"])
-            elif server == "lvis":
-                LvisScorer(Path(folder) / "gt.json").update(results)
+            if server in IMAGE_METRICS:
+                IMAGE_METRICS[server](Path(folder) / "gt.json", results)
             else:
                 VideoScorer(server, Path(folder) / "gt.json").update(results)
         except ValueError as error:
