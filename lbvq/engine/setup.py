@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from lbvq.files.writing import write_text
 
@@ -60,10 +61,20 @@ def write_config(cfg: Any, *, eval_only: bool = False, replace: bool = False) ->
     path = Path(cfg.OUTPUT_DIR) / "config.yaml"
     if eval_only and path.is_file():
         path = path.parent / "inference" / path.name
-    elif not replace and path.is_file() and path.read_text(encoding="utf-8", errors="replace") != cfg.dump():
+    elif not replace and path.is_file() and _facts(path.read_text(encoding="utf-8")) != _facts(cfg.dump()):
         set_aside(path)
     write_text(path, cfg.dump())
     logging.getLogger(__name__).info("Full configuration saved to %s", path)
+
+
+def _facts(text: str) -> Any:
+    """What a configuration file says besides the categories, which are known only when the data have been read."""
+    try:
+        tree = yaml.safe_load(text)
+        tree.get("MODEL", {}).pop("CATEGORIES", None)
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError):
+        return None  # a file of somebody else
+    return tree
 
 
 def _set_backends(cfg: Any, eval_only: bool) -> None:
