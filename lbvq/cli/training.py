@@ -169,20 +169,20 @@ def train_or_evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
         if trainer.class_list is not None:
             write_config(with_classes(cfg, trainer.class_list), replace=True)
         trainer.resume_or_load(resume=args.resume)
-        if getattr(args, "score_before", False) and trainer.start_iter == 0 and _is_whole(trainer):
+        if getattr(args, "score_before", False) and trainer.start_iter == 0:
+            _say_what_is_random(trainer)
             _write_metrics(cfg, Trainer.test(cfg, trainer.model), METRICS_BEFORE)
         results = trainer.train()
     _write_metrics(cfg, results, METRICS)
     return results
 
 
-def _is_whole(trainer: Trainer) -> bool:
-    """Whether training starts from a model that can be scored; random classes have no score."""
+def _say_what_is_random(trainer: Trainer) -> None:
+    """Scores before training are of what training starts from, which may have parts that nothing has taught yet."""
     report = trainer.checkpointer.report
-    if report is not None and not report.lacks_parts:
-        return True
-    logger.warning("There is no AP before training: the model does not have all of its weights yet.")
-    return False
+    if report is None or report.lacks_parts:
+        parts = "all of it" if report is None else "its classifier" if report.new_classifier else "some of it"
+        logger.warning("The AP before training is of a model of which %s still has random values.", parts)
 
 
 def _write_metrics(cfg: CfgNode, results: dict[str, Any], name: str) -> None:
