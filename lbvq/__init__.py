@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lbvq.moved import install_moved_modules
-from mask2former.lazy import lazy_names
+from mask2former.lazy import PROVIDERS, lazy_names
 
 if TYPE_CHECKING:
     from lbvq.config import CfgNode as CfgNode
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 install_moved_modules()
+PROVIDERS.append("lbvq.modeling")
 
 _HOME = {  # public name: module that defines it
     "CfgNode": "lbvq.config",

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+PROVIDERS: list[str] = []  # modules of other packages that register models, imported when one is asked for
+
 
 def lazy_names(package: str, home: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return what a package calls `__getattr__` and `__dir__`.

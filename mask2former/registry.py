@@ -18,6 +18,7 @@ from fvcore.common.registry import Registry as FvcoreRegistry
 from torch import nn
 
 from .abilities import check_settings
+from .lazy import PROVIDERS
 from .structures import ShapeSpec
 
 if TYPE_CHECKING:
@@ -38,14 +39,20 @@ class Registry(FvcoreRegistry):
         self._providers.append(module)
 
     def __contains__(self, name: str) -> bool:
-        while not super().__contains__(name) and self._providers:
-            importlib.import_module(self._providers.pop(0))
+        for module in self._modules():
+            if super().__contains__(name):
+                return True
+            importlib.import_module(module)
         return super().__contains__(name)
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        while self._providers:
-            importlib.import_module(self._providers.pop(0))
+        for module in self._modules():
+            importlib.import_module(module)
         return super().__iter__()
+
+    def _modules(self) -> list[str]:
+        """What to import for more names; importing again costs nothing."""
+        return [*self._providers, *PROVIDERS]
 
     @property
     def name(self) -> str:

@@ -136,6 +136,7 @@ def evaluate_only(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     classes = checkpointer.report.classes if checkpointer.report else None
     if classes is not None and not is_open_vocabulary(cfg):
         cfg = with_classes(cfg, classes)  # what the weights say wins
+    Trainer.check_test_sets(cfg)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg.TEST.EXPECTED_RESULTS, results)
@@ -158,10 +159,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 def train_or_evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     """Do what the command line asks for and write the metrics down; {} on all processes but the first."""
-    Trainer.check_test_sets(cfg)
     if args.eval_only:
         results = evaluate_only(cfg, args.resume)
     else:
+        Trainer.check_test_sets(cfg)
         trainer = Trainer(cfg)
         if trainer.class_list is not None:
             write_config(with_classes(cfg, trainer.class_list), replace=True)

@@ -37,9 +37,7 @@ from lbvq.data.samplers import (
 )
 from lbvq.engine import comm
 from mask2former.abilities import has_ability
-from mask2former.registry import META_ARCH_REGISTRY, knows_model, model_class
-
-META_ARCH_REGISTRY.provide_from("lbvq.modeling")  # whose classes say what a sample of theirs is
+from mask2former.registry import knows_model, model_class
 
 logger = logging.getLogger(__name__)
 

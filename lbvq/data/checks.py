@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from lbvq.data.catalog import DatasetCatalog, MetadataCatalog
 from lbvq.engine import comm
+from lbvq.files.class_list import ClassList
 from lbvq.files.rules import few
 from lbvq.masks.rle import decode, to_rle
 
@@ -64,8 +65,14 @@ def class_facts(name: str) -> dict[str, Any]:
 
 
 def check_class_count(cfg: Cfg, name: str) -> None:
-    """Raise unless MODEL.SEM_SEG_HEAD.NUM_CLASSES is the number of categories of a data set that has been read."""
+    """Raise unless MODEL.SEM_SEG_HEAD.NUM_CLASSES is the number of categories of a data set that has been read.
+
+    A model that brings its own categories may have others; they are matched by name when it is scored.
+    """
     classes, wanted = MetadataCatalog.get(name).get("thing_classes"), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    own = ClassList.from_config(cfg)
+    if own is not None and len(own) == wanted:
+        return
     if classes is not None and len(classes) != wanted:
         raise ValueError(
             f"Data set {name!r} has {len(classes)} categories ({few(classes)}), but MODEL.SEM_SEG_HEAD.NUM_CLASSES is "

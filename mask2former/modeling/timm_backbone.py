@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import resnet as tv_resnet
 
 from ..layers import FrozenBatchNorm2d
@@ -24,6 +23,11 @@ from .folding import WithFolds
 
 if TYPE_CHECKING:
     from ..cfg import Cfg
+
+
+NORMS = ("FrozenBN", "SyncBN", "BN")  # values of MODEL.TIMM.NORM
+
+logger = logging.getLogger(__name__)
 
 
 class FoldingBasicBlock(WithFolds, tv_resnet.BasicBlock):
@@ -58,10 +62,6 @@ class FoldingBottleneck(WithFolds, tv_resnet.Bottleneck):
         out = self.folds.apply(self.conv3, self.bn3, out)
         return F.relu_(out + _shortcut(self, x))
 
-
-NORMS = ("FrozenBN", "SyncBN", "BN")
-
-logger = logging.getLogger(__name__)
 
 # timm's name -> block, blocks per stage, further arguments
 Block = type[FoldingBasicBlock] | type[FoldingBottleneck]
@@ -140,19 +140,19 @@ def build_timm_backbone(cfg: Cfg, input_shape: ShapeSpec) -> TimmBackbone:
     """Build the network that `MODEL.TIMM` describes; `MODEL.BACKBONE.FREEZE_AT` does not matter here."""
     options = cfg.MODEL.TIMM
     if options.NORM not in NORMS:
-        raise ValueError(f"MODEL.TIMM.NORM must be FrozenBN, SyncBN or BN, got {options.NORM!r}.")
+        raise ValueError(f"MODEL.TIMM.NORM must be one of {', '.join(NORMS)}, got {options.NORM!r}.")
     # The suffix names the training data of published weights, not another network.
     resnet = RESNETS.get(options.BASE_NAME.removesuffix("_in21k"))
     if resnet is None:
-        _compare_normalisation(cfg)
-        return _build_with_timm(options)
+        return _build_with_timm(cfg)
     if input_shape.channels != 3:
         raise ValueError(f"{options.BASE_NAME} needs 3 input channels, MODEL.PIXEL_MEAN has {input_shape.channels}.")
     block, blocks_per_stage, extra = resnet
     base = ResNetBase(block, blocks_per_stage, **extra)
     if options.PRETRAINED:
-        weights = _import_timm().create_model(options.BASE_NAME, pretrained=True, num_classes=0).state_dict()
-        base.load_state_dict(weights)
+        pretrained = _import_timm().create_model(options.BASE_NAME, pretrained=True, num_classes=0)
+        base.load_state_dict(pretrained.state_dict())
+        compare_pixel_statistics(cfg, pretrained)
     _freeze_resnet(base, options.FREEZE_AT)
     channels = [64 * block.expansion * 2**idx for idx in range(4)]
     backbone = TimmBackbone(base, base_levels=(2, 3, 4, 5), base_channels=channels, out_levels=options.OUT_LEVELS)
@@ -170,9 +170,9 @@ def _freeze_resnet(base: ResNetBase, freeze_at: int) -> None:
         FrozenBatchNorm2d.convert_frozen_batchnorm(group[0])
 
 
-def _build_with_timm(options: Any) -> TimmBackbone:
+def _build_with_timm(cfg: Cfg) -> TimmBackbone:
     """Build any timm model that returns feature maps."""
-    timm = _import_timm()
+    timm, options = _import_timm(), cfg.MODEL.TIMM
     if options.FREEZE_AT:
         raise ValueError(f"MODEL.TIMM.FREEZE_AT works for {sorted(RESNETS)} only; set it to 0.")
     base = timm.create_model(options.BASE_NAME, features_only=True)  # only to learn what it offers
@@ -189,36 +189,10 @@ def _build_with_timm(options: Any) -> TimmBackbone:
         features_only=True,
         out_indices=tuple(levels[level] for level in wanted),
     )
+    compare_pixel_statistics(cfg, base)
     channels = base.feature_info.channels()
-    return TimmBackbone(_with_norm(base, options), base_levels=wanted, base_channels=channels, out_levels=wanted)
-
-
-def _with_norm(base: nn.Module, options: Any) -> nn.Module:
-    """Replace the batch normalisation of timm's own layers by the kind that `MODEL.TIMM.NORM` names."""
-    layers = _import_timm().layers
-    if not any(isinstance(module, _BatchNorm) for module in base.modules()):
-        logger.warning(
-            "MODEL.TIMM.NORM %s has no effect: %s has no batch normalisation.", options.NORM, options.BASE_NAME
-        )
-    elif options.NORM == "FrozenBN":
-        base = layers.freeze_batch_norm_2d(base)
-    elif options.NORM == "SyncBN":
-        base = layers.convert_sync_batchnorm(base)
-    return base
-
-
-def _compare_normalisation(cfg: Cfg) -> None:
-    """Say when images are not normalised as for timm's own weights of the network."""
-    own = _import_timm().models.get_pretrained_cfg(cfg.MODEL.TIMM.BASE_NAME)
-    if own is None:
-        return
-    mean, std = ([round(255.0 * value, 3) for value in values] for values in (own.mean, own.std))
-    given = [*cfg.MODEL.PIXEL_MEAN, *cfg.MODEL.PIXEL_STD]
-    if any(abs(want - have) > 1 for want, have in zip([*mean, *std], given, strict=False)):
-        logger.warning(
-            "timm's weights of %s are of images with MODEL.PIXEL_MEAN %s and PIXEL_STD %s; the configuration has %s.",
-            *(cfg.MODEL.TIMM.BASE_NAME, mean, std, given),
-        )
+    base = _convert_timm_norm(base, options.NORM, options.BASE_NAME)
+    return TimmBackbone(base, base_levels=wanted, base_channels=channels, out_levels=wanted)
 
 
 def _convert_norm(backbone: TimmBackbone, norm: str) -> TimmBackbone:
@@ -228,6 +202,40 @@ def _convert_norm(backbone: TimmBackbone, norm: str) -> TimmBackbone:
     elif norm == "SyncBN":
         nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
     return backbone
+
+
+def _convert_timm_norm(base: nn.Module, norm: str, name: str) -> nn.Module:
+    """The same for a network of timm, whose BatchNorm layers may hold an activation; say it when there are none."""
+    layers = _import_timm().layers
+    if not any(isinstance(module, nn.BatchNorm2d) for module in base.modules()):
+        level = logging.INFO if norm == NORMS[0] else logging.WARNING  # the default stands in every configuration
+        logger.log(level, "%s has no BatchNorm: MODEL.TIMM.NORM %s has no effect.", name, norm)
+        return base
+    convert = {"FrozenBN": layers.freeze_batch_norm_2d, "SyncBN": layers.convert_sync_batchnorm}.get(norm)
+    return base if convert is None else convert(base)
+
+
+def compare_pixel_statistics(cfg: Cfg, network: nn.Module) -> None:
+    """Say it when the mean and deviation of colours are not those that timm's weights of a network were trained with.
+
+    They are a matter of MODEL.PIXEL_MEAN and MODEL.PIXEL_STD alone. Without PRETRAINED the weights may come from
+    anywhere, so that it is only noted.
+    """
+    facts = getattr(network, "pretrained_cfg", None) or {}
+    if "mean" not in facts or "std" not in facts:
+        return
+    image_format = getattr(getattr(cfg, "INPUT", None), "FORMAT", "RGB")
+    order = slice(None) if image_format == "RGB" else slice(None, None, -1)
+    wanted = {key: [round(255 * float(value), 3) for value in facts[key][order]] for key in ("mean", "std")}
+    given = {"mean": list(cfg.MODEL.PIXEL_MEAN), "std": list(cfg.MODEL.PIXEL_STD)}
+    if all(abs(a - b) < 0.05 for key in wanted for a, b in zip(wanted[key], given[key], strict=False)):
+        return
+    logger.log(
+        logging.WARNING if cfg.MODEL.TIMM.PRETRAINED else logging.INFO,
+        "timm's weights of %s were trained with MODEL.PIXEL_MEAN %s and PIXEL_STD %s (%s), set are %s and %s.",
+        cfg.MODEL.TIMM.BASE_NAME,
+        *(wanted["mean"], wanted["std"], image_format, given["mean"], given["std"]),
+    )
 
 
 def _shortcut(block: FoldingBasicBlock | FoldingBottleneck, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import gzip
 import json
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,10 +13,9 @@ from fvcore.common.config import CfgNode
 from golden_fill import fill_
 from helpers import GOLDEN
 
-from lbvq.config import get_cfg
 from mask2former.config import add_maskformer2_config
 from mask2former.layers import FrozenBatchNorm2d
-from mask2former.modeling.timm_backbone import TimmBackbone
+from mask2former.modeling.timm_backbone import TimmBackbone, compare_pixel_statistics
 from mask2former.registry import build_backbone
 
 
@@ -130,34 +130,63 @@ def test_any_timm_network_with_feature_maps_works(name):
         build(BASE_NAME=name, FREEZE_AT=1)
 
 
-def build_lite0(norm, name="tf_efficientnet_lite0", mean=127.5):
-    cfg = get_cfg()
-    cfg.merge_from_list(["MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.BASE_NAME", name])
-    cfg.merge_from_list(["MODEL.PIXEL_MEAN", [mean] * 3, "MODEL.PIXEL_STD", [127.5] * 3, "MODEL.TIMM.NORM", norm])
-    return build_backbone(cfg)
+# -- settings that have no effect are told ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("norm, kind", [("BN", "BatchNormAct2d"), ("FrozenBN", "FrozenBatchNormAct2d")])
-def test_the_norm_of_any_network_of_timm_is_the_one_that_is_set(norm, kind):
-    backbone = build_lite0(norm)
-    assert {type(each).__name__ for each in backbone.modules() if "BatchNorm" in type(each).__name__} == {kind}
+def batchnorms(model) -> set[str]:
+    return {type(module).__name__ for module in model.modules() if "BatchNorm" in type(module).__name__}
 
 
-def test_synchronised_norms_reach_any_network_of_timm():
-    assert any(isinstance(each, torch.nn.SyncBatchNorm) for each in build_lite0("SyncBN").modules())
+@pytest.mark.parametrize(
+    "norm, kinds",
+    [("FrozenBN", {"FrozenBatchNormAct2d"}), ("SyncBN", {"SyncBatchNormAct"}), ("BN", {"BatchNormAct2d"})],
+)
+def test_the_kind_of_normalisation_holds_for_any_timm_network(norm, kinds):
+    pytest.importorskip("timm")
+    assert batchnorms(build(BASE_NAME="tf_efficientnet_lite0", NORM=norm)) == kinds
 
 
-@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
-def test_a_misspelt_norm_is_refused_for_every_network(name):
-    with pytest.raises(ValueError, match="must be FrozenBN, SyncBN or BN, got 'FrozenBn'"):
-        build_lite0("FrozenBn", name)
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "convnext_atto"])
+@pytest.mark.parametrize("norm", ["FrozenBn", "GN", ""])
+def test_an_unknown_kind_of_normalisation_is_refused_for_any_network(name, norm):
+    with pytest.raises(ValueError, match=r"MODEL\.TIMM\.NORM must be one of FrozenBN, SyncBN, BN, got"):
+        build(BASE_NAME=name, NORM=norm)
 
 
-def test_networks_without_batch_norms_and_other_normalisation_of_images_are_said(caplog):
-    build_lite0("BN", "convnext_atto")
-    assert "NORM BN has no effect: convnext_atto has no batch normalisation" in caplog.text
+def test_a_network_without_batchnorm_says_that_the_setting_has_no_effect(caplog):
+    pytest.importorskip("timm")
+    build(BASE_NAME="convnext_atto", NORM="SyncBN")
+    assert "convnext_atto has no BatchNorm: MODEL.TIMM.NORM SyncBN has no effect." in caplog.text
     caplog.clear()
-    build_lite0("BN", mean=127.5)
-    assert caplog.text == ""
-    build_lite0("BN", mean=0.0)
-    assert "MODEL.PIXEL_MEAN [127.5, 127.5, 127.5]" in caplog.text
+    build(BASE_NAME="convnext_atto")
+    assert not caplog.records  # the default asks for nothing
+
+
+class Pretrained:
+    pretrained_cfg: ClassVar = {"mean": (0.5, 0.4, 0.3), "std": (0.5, 0.5, 0.25)}
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_colours_that_timm_weights_do_not_expect_are_told(image_format, caplog):
+    cfg = CfgNode({"INPUT": CfgNode({"FORMAT": image_format})})
+    add_maskformer2_config(cfg)
+    cfg.MODEL.TIMM.BASE_NAME, cfg.MODEL.TIMM.PRETRAINED = "lite", True
+    compare_pixel_statistics(cfg, Pretrained())
+    mean, std = [127.5, 102.0, 76.5], [127.5, 127.5, 63.75]
+    if image_format == "BGR":
+        mean, std = mean[::-1], std[::-1]
+    assert (
+        f"weights of lite were trained with MODEL.PIXEL_MEAN {mean} and PIXEL_STD {std} ({image_format})" in caplog.text
+    )
+    caplog.clear()
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = mean, std
+    compare_pixel_statistics(cfg, Pretrained())
+    compare_pixel_statistics(cfg, object())
+    assert not caplog.records
+
+
+def test_the_colours_of_a_network_are_compared_when_it_is_built(caplog):
+    pytest.importorskip("timm")
+    with caplog.at_level("INFO"):
+        build(BASE_NAME="tf_efficientnet_lite0")
+    assert "tf_efficientnet_lite0 were trained with MODEL.PIXEL_MEAN [127.5, 127.5, 127.5]" in caplog.text
