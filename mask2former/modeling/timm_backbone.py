@@ -218,8 +218,7 @@ def _convert_timm_norm(base: nn.Module, norm: str, name: str) -> nn.Module:
 def compare_pixel_statistics(cfg: Cfg, network: nn.Module) -> None:
     """Say it when the mean and deviation of colours are not those that timm's weights of a network were trained with.
 
-    They are a matter of MODEL.PIXEL_MEAN and MODEL.PIXEL_STD alone. Without PRETRAINED the weights may come from
-    anywhere, so that it is only noted.
+    They are a matter of MODEL.PIXEL_MEAN and MODEL.PIXEL_STD alone, whose channels are in the order of INPUT.FORMAT.
     """
     facts = getattr(network, "pretrained_cfg", None) or {}
     if "mean" not in facts or "std" not in facts:
@@ -230,8 +229,7 @@ def compare_pixel_statistics(cfg: Cfg, network: nn.Module) -> None:
     given = {"mean": list(cfg.MODEL.PIXEL_MEAN), "std": list(cfg.MODEL.PIXEL_STD)}
     if all(abs(a - b) < 0.05 for key in wanted for a, b in zip(wanted[key], given[key], strict=False)):
         return
-    logger.log(
-        logging.WARNING if cfg.MODEL.TIMM.PRETRAINED else logging.INFO,
+    logger.warning(
         "timm's weights of %s were trained with MODEL.PIXEL_MEAN %s and PIXEL_STD %s (%s), set are %s and %s.",
         cfg.MODEL.TIMM.BASE_NAME,
         *(wanted["mean"], wanted["std"], image_format, given["mean"], given["std"]),

@@ -159,7 +159,7 @@ def test_a_network_without_batchnorm_says_that_the_setting_has_no_effect(caplog)
     assert "convnext_atto has no BatchNorm: MODEL.TIMM.NORM SyncBN has no effect." in caplog.text
     caplog.clear()
     build(BASE_NAME="convnext_atto")
-    assert not caplog.records  # the default asks for nothing
+    assert "no effect" not in caplog.text  # the default asks for nothing
 
 
 class Pretrained:
@@ -187,6 +187,5 @@ def test_colours_that_timm_weights_do_not_expect_are_told(image_format, caplog):
 
 def test_the_colours_of_a_network_are_compared_when_it_is_built(caplog):
     pytest.importorskip("timm")
-    with caplog.at_level("INFO"):
-        build(BASE_NAME="tf_efficientnet_lite0")
+    build(BASE_NAME="tf_efficientnet_lite0")
     assert "tf_efficientnet_lite0 were trained with MODEL.PIXEL_MEAN [127.5, 127.5, 127.5]" in caplog.text
