@@ -3,8 +3,9 @@
     python tools/analyze_model.py --config-file configs/youtubevis_2019/lbvq_R50_bs8.yaml
     python tools/analyze_model.py --config-file ... --frames 36 --size 360 640 --tasks parameters flops speed
 
-The input is a video of random pixels, so weights do not matter. Multiply-adds are those of matrix products and
-convolutions (one multiply-add counts as 2 FLOPs), counted by torch while the model runs on the video.
+The input is a video of random pixels, so weights do not matter. Multiply-adds are those of matrix products,
+convolutions and attention (one multiply-add counts as 2 FLOPs), counted while the model runs on the video; the sampling
+of deformable attention, norms and activations are not among them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import logging
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lbvq.engine.memory import peak_memory_mib
@@ -24,6 +26,8 @@ from lbvq.zoo import load_config
 if TYPE_CHECKING:  # imported when the arguments are read, so that --help answers at once
     import torch
     from torch import nn
+
+logger = logging.getLogger(__name__)
 
 TASKS = ("parameters", "flops", "speed")
 
@@ -50,22 +54,24 @@ def random_video(num_frames: int, size_hw: tuple[int, int]) -> dict:
     return {"image": frames, "height": size_hw[0], "width": size_hw[1], "file_names": names, "video_len": num_frames}
 
 
-def count_flops(model: nn.Module, video: dict, depth: int) -> list[tuple[str, int]]:
-    """Return (part, FLOPs) of one inference, the whole model first."""
+def segment(model: nn.Module, video: dict) -> None:
+    """Run a model on a video; one that takes images gets the frames one by one."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad():
+        for sample in [video] if model.sample == "video" else [{**video, "image": frame} for frame in video["image"]]:
+            model([sample])
+
+
+def count_flops(model: nn.Module, video: dict, depth: int) -> list[tuple[str, int]]:
+    """Return (part, FLOPs) of one inference, the whole model first; warn of operators that could not be counted."""
+    from lbvq.engine.flops import flops_by_part
 
     model.eval()
-    with FlopCounterMode(display=False, depth=None) as counter, torch.no_grad():
-        model([video])
-    counts = {name: sum(by_operator.values()) for name, by_operator in counter.get_flop_counts().items()}
-    root = type(model).__name__
-    rows = [(root, counts.get("Global", 0))]
-    for name, count in counts.items():
-        part = name.removeprefix(f"{root}.")
-        if name not in ("Global", root) and part.count(".") < depth and count:
-            rows.append((part, count))
-    return [rows[0], *sorted(rows[1:], key=lambda row: -row[1])]
+    rows, uncounted = flops_by_part(model, lambda: segment(model, video), depth)
+    for operator, calls in uncounted.items():
+        logger.warning("not counted: %d calls of %s, which may hold products.", calls, operator)
+    return rows
 
 
 def measure_speed(model: nn.Module, video: dict, repeats: int) -> float:
@@ -76,7 +82,7 @@ def measure_speed(model: nn.Module, video: dict, repeats: int) -> float:
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        model([video])
+        segment(model, video)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
@@ -93,7 +99,7 @@ def peak_of(device: torch.device) -> float:
 
 
 @user_command
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_argument(parser)
     parser.add_argument("--config-file", required=True, help="YAML file of the model")
@@ -103,24 +109,24 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=2, help="levels of module names in the tables (default 2)")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs (default 3)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the configuration")
-    args = parser.parse_args()
-    import lbvq.modeling  # noqa: F401  registers the methods
+    args = parser.parse_args(arguments)
+    from lbvq.modeling import as_tested  # registers the methods, too
     from mask2former.registry import build_model
 
     logging.basicConfig(level=logging.WARNING)
     cfg = load_config(args.config_file, [*data_options(args.data), *args.opts])
     model = build_model(cfg).eval()
-    video = random_video(args.frames, tuple(args.size))
+    tested, video = as_tested(model), random_video(args.frames, tuple(args.size))
     if "parameters" in args.tasks:
         print(f"{'parameters of':<48}{'all':>14}{'trainable':>14}")
         for part, count, trainable in parameter_table(model, args.depth):
             print(f"{part:<48}{count:>14,}{trainable:>14,}")
     if "flops" in args.tasks:
         print(f"\n{'GFLOPs per frame of':<48}{'':>14}")
-        for part, count in count_flops(model, video, args.depth):
+        for part, count in count_flops(tested, video, args.depth):
             print(f"{part:<48}{count / args.frames / 1e9:>14.3f}")
     if "speed" in args.tasks:
-        seconds = measure_speed(model, video, args.repeats)
+        seconds = measure_speed(tested, video, args.repeats)
         device = next(model.parameters()).device
         print(f"\n{args.frames} frames of {args.size[0]} x {args.size[1]} on {device}: {seconds:.3f} s, ", end="")
         print(f"{args.frames / seconds:.2f} frames per second, peak memory {peak_of(device):.0f} MiB")
