@@ -14,6 +14,7 @@ import numpy as np
 from lbvq.evaluation.mask_texts import Masks
 from lbvq.evaluation.runs import decode_masks
 
+_TUBES_AT_ONCE = 16  # that are compared with one; more would leave the processor's cache
 _MAX_TABLES = 4  # of runs per column; masks with more runs in a column are rare
 
 
@@ -155,8 +156,9 @@ def intersect(detections: TubeRuns, tracks: TubeRuns, pairs: np.ndarray) -> np.n
     for begin, stop in pairwise(cuts.tolist()):
         members = order[begin:stop]
         lookup = _ColumnLookup(tracks, int(pairs[members[0], 1]), detections.areas.shape[1])
-        for member, detection in zip(members.tolist(), pairs[members, 0].tolist(), strict=True):
-            result[member] = lookup.count(detections, detection)
+        for part in range(0, len(members), _TUBES_AT_ONCE):
+            some = members[part : part + _TUBES_AT_ONCE]
+            result[some] = lookup.count(detections, pairs[some, 0])
     return result
 
 
@@ -171,33 +173,44 @@ class _ColumnLookup:
         """Prepare for tube `index` and others of at most `num_frames` frames."""
         rows = tubes.rows(index)
         start, end, column = tubes.start[rows], tubes.end[rows], tubes.column[rows]
-        shown = end > start
-        start, end, column = start[shown], end[shown], column[shown]
+        shown = np.flatnonzero(end > start)
+        if len(shown) < len(end):
+            start, end, column = start.take(shown), end.take(shown), column.take(shown)
         num_columns = max(num_frames, tubes.areas.shape[1]) * tubes.size_hw[1] + 1  # runs of length 0 may lie behind
         self._tables: list[tuple[np.ndarray, np.ndarray]] = []
         while len(start) and len(self._tables) < _MAX_TABLES:
             table_start, table_end = np.zeros(num_columns, start.dtype), np.zeros(num_columns, start.dtype)
             table_start[column], table_end[column] = start, end  # of several runs the last one stays
             self._tables.append((table_start, table_end))
-            hidden = np.flatnonzero(table_end[column] != end)
-            start, end, column = start[hidden], end[hidden], column[hidden]
+            hidden = np.flatnonzero(table_end.take(column) != end)
+            start, end, column = start.take(hidden), end.take(hidden), column.take(hidden)
         self._curve = _growth_curve(start, end) if len(start) else None
 
-    def count(self, tubes: TubeRuns, index: int) -> int:
-        """Number of pixels that tube `index` shares with ours."""
-        rows = tubes.rows(index)
-        start, end, column = tubes.start[rows], tubes.end[rows], tubes.column[rows]
-        total = 0
+    def count(self, tubes: TubeRuns, index: np.ndarray) -> np.ndarray:
+        """(n,) numbers of pixels that the tubes at (n,) `index` share with ours."""
+        rows = [tubes.rows(each) for each in index.tolist()]
+        start, end, column = (
+            np.concatenate([runs[each] for each in rows]) for runs in (tubes.start, tubes.end, tubes.column)
+        )
+        shared = self._shared(start, end, column)
+        stops = np.cumsum([each.stop - each.start for each in rows])
+        return np.diff(np.concatenate(([0], np.cumsum(shared, dtype=np.int64)))[stops], prepend=0)
+
+    def _shared(self, start: np.ndarray, end: np.ndarray, column: np.ndarray) -> np.ndarray:
+        """Number of pixels that every run shares with ours."""
+        total = np.zeros(len(start), start.dtype)
+        if self._curve is not None:
+            total += np.rint(np.interp(end, *self._curve) - np.interp(start, *self._curve)).astype(start.dtype)
+        some: np.ndarray | slice = slice(None)
         for place, (table_start, table_end) in enumerate(self._tables):
             shared = table_end.take(column)
             if place > 0:  # few columns have a second run
                 several = np.flatnonzero(shared > 0)
-                start, end, column, shared = start[several], end[several], column[several], shared[several]
+                start, end, column, shared = (each.take(several) for each in (start, end, column, shared))
+                some = several if place == 1 else some[several]
             np.minimum(shared, end, out=shared)
             shared -= np.maximum(start, table_start.take(column))
-            total += int(np.maximum(shared, 0, out=shared).sum(dtype=np.int64))
-        if self._curve is not None:
-            total += round(float((np.interp(end, *self._curve) - np.interp(start, *self._curve)).sum()))
+            total[some] += np.maximum(shared, 0, out=shared)
         return total
 
 

@@ -115,31 +115,43 @@ def _decode(texts: Sequence[bytes], num_pixels: np.ndarray, offsets: np.ndarray)
     if int(num_pixels.max()) > MAX_PIXELS or int(num_pixels.min()) <= 0:
         raise _UnusualMasksError
     read = _read_compressed if texts[0][:1] == b'"' else _read_lists
-    counts, first = read(b"".join(texts), len(texts), dtype)
-    return _place(counts, first, num_pixels, offsets)
+    return _place(read(b"".join(texts), len(texts), dtype), num_pixels, offsets)
 
 
-def _place(counts: np.ndarray, first: np.ndarray, num_pixels: np.ndarray, offsets: np.ndarray) -> FrameRuns:
-    """(R, 2) background and foreground run lengths -> runs with positions, after the checks; overwrites `counts`."""
-    if counts.min() < 0 or counts.max() > num_pixels.max():
+class _RunLengths(NamedTuple):
+    """Runs of F masks in pairs of background and foreground. Apart, because numpy is slow on every second number."""
+
+    background: np.ndarray  # (R,)
+    foreground: np.ndarray  # (R,)
+    first: np.ndarray  # (F + 1,) pair at which each mask begins
+
+
+def _place(lengths: _RunLengths, num_pixels: np.ndarray, offsets: np.ndarray) -> FrameRuns:
+    """Check the lengths and give the runs their positions; overwrites the background."""
+    background, foreground, first = lengths
+    shortest, longest = min(background.min(), foreground.min()), max(background.max(), foreground.max())
+    if shortest < 0 or longest > num_pixels.max():
         raise _UnusualMasksError
-    starts, ends = first[:-1], first[1:]
-    areas = np.add.reduceat(counts[:, 1], starts)
+    starts, lasts = first[:-1], first[1:] - 1
+    areas = np.add.reduceat(foreground, starts)
     stops = offsets + num_pixels
-    counts[starts, 0] += (offsets - np.concatenate(([0], stops[:-1]))).astype(counts.dtype)  # jump to the own place
-    positions = np.cumsum(counts.ravel(), dtype=counts.dtype)
-    if positions.min() < 0 or positions.max() > stops.max() or (positions[2 * ends - 1] != stops).any():
+    background[starts] += (offsets - np.concatenate(([0], stops[:-1]))).astype(background.dtype)  # to the own place
+    background += foreground
+    end = np.cumsum(background, dtype=background.dtype)
+    start = end - foreground
+    if start.min() < 0 or end.max() > stops.max() or (end[lasts] != stops).any():
         raise _UnusualMasksError
-    return FrameRuns(positions[::2], positions[1::2], first, areas.astype(np.int64))
+    return FrameRuns(start, end, first, areas.astype(np.int64))
 
 
-def _read_compressed(blob: bytes, num_masks: int, dtype: type) -> tuple[np.ndarray, np.ndarray]:
-    """Joined quoted strings -> (R, 2) background and foreground run lengths, (F + 1,) first row of each mask."""
+def _read_compressed(blob: bytes, num_masks: int, dtype: type) -> _RunLengths:
+    """Joined quoted strings -> lengths of their runs."""
     digits = np.frombuffer(blob, np.uint8) - np.uint8(ord("0"))
     is_end = digits < 32  # the last digit of a number lacks the continuation bit
     others = np.flatnonzero(~is_end)
-    kinds = digits[others]
-    quotes = np.flatnonzero(kinds == _QUOTE)  # among the others
+    kinds = digits.take(others)
+    is_quote = kinds == _QUOTE
+    quotes = np.flatnonzero(is_quote)  # among the others
     if len(quotes) != 2 * num_masks or np.count_nonzero(kinds > 63) != len(quotes):
         raise _UnusualMasksError
     opening, closing = others[quotes[::2]], others[quotes[1::2]]
@@ -147,14 +159,14 @@ def _read_compressed(blob: bytes, num_masks: int, dtype: type) -> tuple[np.ndarr
         raise _UnusualMasksError
     if not is_end[closing - 1].all():  # an empty or cut off string
         raise _UnusualMasksError
-    _check_escapes(others[kinds == _BACKSLASH])
+    _check_escapes(others.take(np.flatnonzero(kinds == _BACKSLASH)))
     numbers = np.diff(closing - quotes[1::2], prepend=0)  # of each mask
     is_odd = numbers % 2 == 1
-    continued = others[:-1][is_end[others[:-1] + 1] & (kinds[:-1] < 64)]  # digits right before the last ones
     is_end[closing[is_odd]] = True  # the quotation mark stands for a last foreground run of length zero
-    counts = _join_digits(digits, continued, dtype)[is_end].reshape(-1, 2)
+    values = _join_digits(digits, others.take(np.flatnonzero(~is_quote)), dtype)
+    ends = np.flatnonzero(is_end)
     first = np.concatenate(([0], np.cumsum((numbers + is_odd) // 2)))
-    return _undo_differences(counts, first, is_odd), first
+    return _undo_differences(values.take(ends[::2]), values.take(ends[1::2]), first, is_odd)
 
 
 def _check_escapes(backslashes: np.ndarray) -> None:
@@ -163,45 +175,47 @@ def _check_escapes(backslashes: np.ndarray) -> None:
         raise _UnusualMasksError
 
 
-def _join_digits(digits: np.ndarray, digit: np.ndarray, dtype: type) -> np.ndarray:
+def _join_digits(digits: np.ndarray, continued: np.ndarray, dtype: type) -> np.ndarray:
     """Give the last digit of every number the value of the whole number.
 
     Args:
         digits: all digits; those of higher places come later.
-        digit: positions of the digits before a last one.
+        continued: positions of the digits that are not the last one of their number.
         dtype: of the values.
     """
     low = digits & 31
     values = ((low ^ 16).view(np.int8) - np.int8(16)).astype(dtype)  # bit 16 of the last digit is the sign
-    end = digit + 1
+    end = continued + 1
+    chosen = np.flatnonzero(digits.take(end) < 32)
+    digit, end = continued.take(chosen), end.take(chosen)
     for _ in range(_MAX_EXTRA_DIGITS):
-        values[end] = (values[end] << 5) + low[digit]
-        digit = digit - 1 - (digits[digit] == _BACKSLASH)  # the twin of a backslash is no digit of its own
-        more = (digits[digit] & 0xE0) == 32
-        digit, end = digit[more], end[more]
-        if len(digit) == 0:
+        values[end] = (values.take(end) << 5) + low.take(digit)
+        digit -= 1 + (digits.take(digit) == _BACKSLASH)  # the twin of a backslash is no digit of its own
+        more = np.flatnonzero((digits.take(digit) & 0xE0) == 32)
+        if len(more) == 0:
             return values
+        digit, end = digit.take(more), end.take(more)
     raise _UnusualMasksError
 
 
-def _undo_differences(counts: np.ndarray, first: np.ndarray, is_odd: np.ndarray) -> np.ndarray:
-    """From the fourth number of a mask on, a number is the difference to the run two places before.
+def _undo_differences(
+    background: np.ndarray, foreground: np.ndarray, first: np.ndarray, is_odd: np.ndarray
+) -> _RunLengths:
+    """From the fourth number of a mask on, a number is the difference to the run two places before."""
+    starts, num_pairs = first[:-1], np.diff(first)
+    third = starts[num_pairs > 1] + 1
+    background[third] -= background[third - 1]  # the third number is a run, not a difference: make it one
+    runs = []
+    for differences in (background, foreground):
+        sums = np.cumsum(differences, dtype=differences.dtype)  # over all masks
+        sums -= np.repeat(sums[starts] - differences[starts], num_pairs)
+        runs.append(sums)
+    runs[1][first[1:][is_odd] - 1] = 0
+    return _RunLengths(*runs, first)
 
-    One running sum over all masks undoes this when each mask starts with the difference to the end of the one before.
-    """
-    starts, ends = first[:-1], first[1:]
-    third = starts[ends - starts > 1] + 1
-    counts[third, 0] -= counts[third - 1, 0]  # the third number is a run, not a difference: make it one
-    last = np.cumsum(counts, axis=0, dtype=counts.dtype)[ends - 1]
-    last[1:] -= last[:-1].copy()  # the last runs of each mask
-    counts[starts[1:]] -= last[:-1]
-    counts = np.cumsum(counts, axis=0, dtype=counts.dtype)
-    counts[ends[is_odd] - 1, 1] = 0
-    return counts
 
-
-def _read_lists(blob: bytes, num_masks: int, dtype: type) -> tuple[np.ndarray, np.ndarray]:
-    """Joined lists of run lengths -> (R, 2) background and foreground run lengths, (F + 1,) first row of each mask."""
+def _read_lists(blob: bytes, num_masks: int, dtype: type) -> _RunLengths:
+    """Joined lists of run lengths -> these lengths."""
     chars = np.frombuffer(blob + b"[", np.uint8)
     digits = chars - np.uint8(ord("0"))
     is_digit = digits < 10
@@ -214,8 +228,8 @@ def _read_lists(blob: bytes, num_masks: int, dtype: type) -> tuple[np.ndarray, n
     if (is_digit[:-1] & is_space[1:]).any() or (is_end[1:] & ~is_digit[:-1]).any():
         raise _UnusualMasksError
     ends = np.flatnonzero(is_end)
-    last = np.flatnonzero(chars[ends] == ord("]"))  # among the ends
-    opening = ends[last] + 1  # of the next mask
+    last = np.flatnonzero(chars.take(ends) == ord("]"))  # among the ends
+    opening = ends.take(last) + 1  # of the next mask
     if (
         len(last) != num_masks
         or num_open != num_masks + 1
@@ -226,10 +240,12 @@ def _read_lists(blob: bytes, num_masks: int, dtype: type) -> tuple[np.ndarray, n
     numbers = np.diff(last, prepend=-1)
     is_odd = numbers % 2 == 1
     is_end[opening[is_odd]] = True  # this bracket stands for a last foreground run of length zero
-    counts = _join_decimals(digits, is_digit, dtype)[:-1][is_end[1:]].reshape(-1, 2)
+    values = _join_decimals(digits, is_digit, dtype)
+    ends = np.flatnonzero(is_end) - 1  # last digits
+    background, foreground = values.take(ends[::2]), values.take(ends[1::2])
     first = np.concatenate(([0], np.cumsum((numbers + is_odd) // 2)))
-    counts[first[1:][is_odd] - 1, 1] = 0
-    return counts, first
+    foreground[first[1:][is_odd] - 1] = 0
+    return _RunLengths(background, foreground, first)
 
 
 def _join_decimals(digits: np.ndarray, is_digit: np.ndarray, dtype: type) -> np.ndarray:
