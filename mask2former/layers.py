@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .attention import attend
-from .linear import Linear, pointwise_conv
+from .linear import Linear, compact, convolve, pointwise_conv
 
 
 class Conv2d(nn.Conv2d):
@@ -37,7 +37,8 @@ class Conv2d(nn.Conv2d):
         self._is_pointwise = settings == ((1, 1), (1, 1), (0, 0), 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = pointwise_conv(x, self.weight, self.bias) if self._is_pointwise else super().forward(x)
+        given = (x, self.weight, self.bias)
+        x = pointwise_conv(*given) if self._is_pointwise else convolve(self, *given)
         if self.norm is not None:
             x = self.norm(x)
         return x if self.activation is None else self.activation(x)
@@ -439,7 +440,7 @@ class FFNLayer(_ResidualLayer):
 
     def forward(self, tgt: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        hidden = self.dropout(self.linear1(self._before(tgt), relu=True))
+        hidden = self.dropout(self.linear1(compact(self._before(tgt)), relu=True))
         return self._after(tgt, self.linear2(hidden))
 
 

@@ -3,7 +3,8 @@
 PyTorch sends float32 products on the CPU to MKL, which runs at less than half of the possible speed on CPUs that are
 not Intel's. oneDNN, also part of PyTorch, is fast on all of them (240 against 105 GFLOP/s on one AMD Zen 5 core) and
 can apply the ReLU on the way. It has no gradients here, so training keeps the ordinary path. Both are float32; only
-the order of the sums differs.
+the order of the sums differs. Inside `bfloat16.Bfloat16Products.active()` linear maps and convolutions multiply in
+bfloat16 and give back the type they were given; the logits of masks stay in float32.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .bfloat16 import active_products
 
 MIN_ROWS = 32  # with fewer rows the ordinary path has less overhead
 
@@ -28,7 +31,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool 
     """
     if _can_use_onednn(x, weight, bias):
         activation, form = ("gelu", "none") if gelu else ("relu" if relu else "none", "")
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], form)
+        inputs = _rounded(x, weight, bias)
+        return torch.ops.mkldnn._linear_pointwise(*inputs, activation, [], form).to(x.dtype)
     out = F.linear(x, weight, bias)
     if gelu:
         return F.gelu(out)
@@ -36,12 +40,23 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool 
 
 
 def linear_transposed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Compute W x^T + b: x (B, Q, C_in), weight (C_out, C_in), bias (C_out,) -> (B, C_out, Q), contiguous."""
+    """Compute W x^T + b: x (B, Q, C_in), weight (C_out, C_in), bias (C_out,) -> (B, C_out, Q), never in bfloat16."""
     if _can_use_onednn(x, weight, bias):
-        product = torch.stack([linear(weight, rows) for rows in x])
+        product = torch.stack([_exact_product(weight, rows) for rows in x])
     else:
         product = torch.bmm(weight.expand(len(x), -1, -1), x.transpose(1, 2))
     return product + bias[:, None]
+
+
+def compact(x: Tensor) -> Tensor:
+    """Round a tensor that only products read, once for all of them; in full precision it stays as it is.
+
+    A product of what this returns is bfloat16, too; adding that to a float32 tensor ends it.
+    """
+    if not _onednn_is_free() or active_products() is None or torch.is_grad_enabled():
+        return x
+    is_plain = x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
+    return x.bfloat16() if is_plain else x
 
 
 class Linear(nn.Linear):
@@ -59,13 +74,20 @@ def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride
     """
     if not _can_use_onednn(x, weight, bias):
         return F.conv2d(x, weight, bias, stride)
-    x = x[:, :, :: stride[0], :: stride[1]]
-    pixels = x.permute(0, 2, 3, 1).contiguous()  # no copy if x is channels_last; the result always is
-    return linear(pixels, weight.flatten(1), bias).permute(0, 3, 1, 2)
+    x_rounded, weight, bias = _rounded(x[:, :, :: stride[0], :: stride[1]], weight, bias)
+    pixels = x_rounded.permute(0, 2, 3, 1).contiguous()  # no copy if x is channels_last; the result always is
+    return _exact_product(pixels, weight.flatten(1), bias).permute(0, 3, 1, 2).to(x.dtype)
+
+
+def convolve(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve as `conv` does, with other weights; in bfloat16 where products are."""
+    if active_products() is None or not _can_use_onednn(x, weight, bias):
+        return conv._conv_forward(x, weight, bias)
+    return conv._conv_forward(*_rounded(x, weight, bias)).to(x.dtype)
 
 
 def mask_logits(embeddings: Tensor, features: Tensor) -> Tensor:
-    """Multiply mask embeddings with the features of every pixel.
+    """Multiply mask embeddings with the features of every pixel, never in bfloat16.
 
     Args:
         embeddings: (B, Q, C).
@@ -76,26 +98,46 @@ def mask_logits(embeddings: Tensor, features: Tensor) -> Tensor:
     """
     if _can_use_onednn(embeddings, features):
         pixels = features.permute(0, 2, 3, 1).flatten(1, 2)  # (B, H*W, C)
-        masks = torch.stack([linear(*pair) for pair in zip(embeddings, pixels, strict=True)])
+        masks = torch.stack([_exact_product(*pair) for pair in zip(embeddings, pixels, strict=True)])
     else:
         masks = torch.bmm(embeddings, features.flatten(2))
     return masks.unflatten(2, features.shape[-2:])
 
 
+def _exact_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b by oneDNN in the type of the inputs."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def _rounded(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What a product multiplies: in bfloat16 where products are, as it is elsewhere."""
+    products = active_products()
+    if products is None:
+        return x, weight, bias
+    return x.bfloat16(), products.rounded(weight), None if bias is None else products.rounded(bias)
+
+
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def _can_use_onednn(x: Tensor, *others: Tensor | None) -> bool:
-    """Only for plain float32 CPU tensors without gradients, and outside compilers and tracers, which do their own."""
+def _onednn_is_free() -> bool:
+    """Not inside compilers, tracers and autocast, which choose on their own."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or not _HAS_ONEDNN:
         return False
-    given = [x, *(tensor for tensor in others if tensor is not None)]
-    if any(tensor.numel() == 0 for tensor in given) or x.numel() < MIN_ROWS * x.shape[-1]:
+    return bool(torch.backends.mkldnn.enabled) and not torch.is_autocast_enabled("cpu")
+
+
+def _can_use_onednn(x: Tensor, *others: Tensor | None) -> bool:
+    """Only for plain CPU tensors without gradients, float32 or, inside `Bfloat16Products.active()`, also bfloat16."""
+    if not _onednn_is_free():
         return False
-    if torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled:
+    given = [x, *(tensor for tensor in others if tensor is not None)]
+    is_small = x.dtype == torch.float32 and x.numel() < MIN_ROWS * x.shape[-1]
+    if is_small or any(tensor.numel() == 0 for tensor in given):
         return False
     needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
+    types = (torch.float32,) if active_products() is None else (torch.float32, torch.bfloat16)
     return not needs_grad and all(
-        tensor.device.type == "cpu" and tensor.dtype == torch.float32 and type(tensor) in (Tensor, nn.Parameter)
+        tensor.device.type == "cpu" and tensor.dtype in types and type(tensor) in (Tensor, nn.Parameter)
         for tensor in given
     )

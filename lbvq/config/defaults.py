@@ -118,7 +118,8 @@ TEST: dict[str, Any] = {
     "MATCH_FRAMES": False,  # (ours) MinVIS' inference with any method: match frame queries, leave the clip module out
     "FEATURE_BUDGET_MB": 512,  # (ours) mask features of a video held in memory before spilling to disk, MiB
     "AMP": {
-        "ENABLED": True,  # (ours) float16 at test time on CUDA, as the published scripts do; never on the CPU
+        "ENABLED": True,  # (ours) float16 at test time on CUDA, as the published scripts do; of no effect on the CPU
+        "CPU": "float32",  # (ours) products at test time on the CPU in "float32", "bfloat16", or "auto": what is faster
     },
     "KEYPOINT_OKS_SIGMAS": [],  # see unused.py
     "AUG": {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import platform
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lbvq.files.class_list import ClassList, with_classes
+from mask2former.bfloat16 import cpu_computes_in_bfloat16, wants_bfloat16
 
 from . import comm
 from .activation_checkpointing import enable_activation_checkpointing
@@ -259,6 +259,7 @@ class DefaultTrainer(TrainLoop):
             evaluator,
             postprocess=cls.build_postprocess(cfg, name),
             amp_dtype=torch.float16 if cfg.TEST.AMP.ENABLED else None,
+            cpu_bfloat16=wants_bfloat16(cfg.TEST.AMP.CPU),
         )
         if comm.is_main_process() and results:
             logger.info("Evaluation results for %s:", name)
@@ -365,14 +366,6 @@ def training_amp_dtype(cfg: Any, device: torch.device) -> torch.dtype | None:
         logger.warning("This CPU has no bfloat16 instructions: training in full precision, which is faster here.")
         return None
     return torch.float16 if amp.DTYPE == "float16" else torch.bfloat16
-
-
-def cpu_computes_in_bfloat16() -> bool:
-    """Tell whether this CPU has instructions for bfloat16; without them it is emulated and slower than float32."""
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def to_plain(node: Any) -> Any:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from mask2former.bfloat16 import bfloat16_if
+
 from . import comm
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ def inference_on_dataset(
     *,
     postprocess: Callable[[Any, Any], Any] | None = None,
     amp_dtype: torch.dtype | None = None,
+    cpu_bfloat16: bool = False,
 ) -> dict[str, Any]:
     """Feed every batch to the model and every output to the evaluator, without gradients.
 
@@ -62,6 +65,7 @@ def inference_on_dataset(
         evaluator: `reset()`, `process(inputs, outputs)`, `evaluate()`; None only measures the speed.
         postprocess: `postprocess(inputs, outputs) -> outputs` between model and evaluator, e.g. mask refinement.
         amp_dtype: dtype of autocast on CUDA; None, and any other device, computes in the model's own precision.
+        cpu_bfloat16: compute the products of the model in bfloat16 where it runs on a CPU.
 
     Returns:
         What `evaluator.evaluate()` returns, {} instead of None.
@@ -72,7 +76,7 @@ def inference_on_dataset(
         evaluator.reset()
     watch = _Stopwatch(warmup=max(min(5, total - 1), 0))
     last_log = time.perf_counter()
-    with _evaluating(model), _autocast(model, amp_dtype):
+    with _evaluating(model), _autocast(model, amp_dtype), bfloat16_if(cpu_bfloat16):
         for idx, inputs in enumerate(data_loader):
             watch.lap("Dataloading")
             watch.begin_iteration(idx)

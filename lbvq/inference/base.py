@@ -17,6 +17,7 @@ from lbvq.inference.loading import class_names_of, fitting_classes, load_config,
 from lbvq.inference.vocabulary import with_classes
 from lbvq.modeling.ovformer.zero_shot import read_text_embeddings
 from mask2former.abilities import has_ability, require
+from mask2former.bfloat16 import Bfloat16Products, wants_bfloat16
 from mask2former.registry import model_class
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Predictor:
         names: names of the classes, or None when they are not known.
         category_ids: their ids in results files, or None for class index + 1.
         half: compute in half precision on CUDA.
+        products: what computes products on the CPU in bfloat16, None for full precision there.
         is_trained: False when no weights were loaded; what such a network finds is noise.
     """
 
@@ -45,6 +47,7 @@ class Predictor:
         names: Sequence[str] | None,
         category_ids: Sequence[int] | None = None,
         half: bool,
+        bfloat16: bool,
         is_trained: bool,
     ) -> None:
         self.model = model
@@ -52,6 +55,7 @@ class Predictor:
         self.names = None if names is None else tuple(names)
         self.category_ids = None if category_ids is None else tuple(category_ids)
         self.half, self.is_trained = half, is_trained
+        self.products = Bfloat16Products() if bfloat16 else None
 
     @classmethod
     def from_pretrained(
@@ -124,6 +128,7 @@ class Predictor:
             "names": None if fitting is None else fitting.names,
             "category_ids": None if fitting is None else fitting.ids,
             "half": cfg.TEST.AMP.ENABLED,
+            "bfloat16": wants_bfloat16(cfg.TEST.AMP.CPU),
             "is_trained": is_trained,
         }
 
@@ -140,7 +145,7 @@ class Predictor:
 
     @contextmanager
     def inference_context(self) -> Iterator[None]:
-        """Evaluation mode without gradients, in half precision on CUDA if that is wanted."""
+        """Evaluation mode without gradients, in half precision if that is wanted on this device."""
         parameter = next(self.model.parameters(), None) if isinstance(self.model, nn.Module) else None
         on_cuda = parameter is not None and parameter.device.type == "cuda"
         was_training = getattr(self.model, "training", False)
@@ -150,6 +155,7 @@ class Predictor:
             with (
                 torch.inference_mode(),
                 torch.autocast("cuda", torch.float16) if on_cuda and self.half else nullcontext(),
+                nullcontext() if self.products is None else self.products.active(),
             ):
                 yield
         finally:

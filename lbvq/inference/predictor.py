@@ -44,6 +44,7 @@ class VideoPredictor(Predictor):
         names: Sequence[str] | None = None,
         category_ids: Sequence[int] | None = None,
         half: bool = True,
+        bfloat16: bool = False,
         is_trained: bool = True,
         refiner: MaskRefiner | None = None,
         refine_threshold: float = 0.0,
@@ -51,12 +52,14 @@ class VideoPredictor(Predictor):
         """Args:
         model: a built video model, or any function that takes [sample] and returns the output of a video.
         resize, names, category_ids, half, is_trained: see `Predictor`.
+        bfloat16: compute products in bfloat16 where the model runs on a CPU.
         refiner: refines the masks.
         refine_threshold: objects with a lower score keep their masks.
         """
         require(model, "video")
         shared: dict[str, Any] = {"resize": resize, "names": names, "category_ids": category_ids, "half": half}
-        super().__init__(as_tested(model), is_trained=is_trained, **shared)
+        shared |= {"bfloat16": bfloat16, "is_trained": is_trained}
+        super().__init__(as_tested(model), **shared)
         self.refiner, self.refine_threshold = refiner, refine_threshold
 
     @classmethod

@@ -68,17 +68,20 @@ class StreamPredictor(Predictor):
         names: Sequence[str] | None = None,
         category_ids: Sequence[int] | None = None,
         half: bool = True,
+        bfloat16: bool = False,
         is_trained: bool = True,
         keep_masks: bool = True,
     ) -> None:
         """Args:
         model: a built video model, an online one or one with TEST.MATCH_FRAMES.
         resize, names, category_ids, half, is_trained: see `Predictor`.
+        bfloat16: compute products in bfloat16 where the model runs on a CPU.
         keep_masks: keep the masks of all tracked objects for `finish`. Any of them may be among the best in the end,
             so all are encoded in every frame, which takes time: False is faster when only `step` matters.
         """
         shared: dict[str, Any] = {"resize": resize, "names": names, "category_ids": category_ids, "half": half}
-        super().__init__(online_form(model), is_trained=is_trained, **shared)
+        shared |= {"bfloat16": bfloat16, "is_trained": is_trained}
+        super().__init__(online_form(model), **shared)
         self.keep_masks = keep_masks
         self.reset()
 

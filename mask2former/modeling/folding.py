@@ -10,12 +10,11 @@ from __future__ import annotations
 from typing import Any, Protocol, TypeGuard
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import FrozenBatchNorm2d
-from ..linear import pointwise_conv
+from ..linear import compact, convolve, pointwise_conv
 
 
 class FixedNorm(Protocol):
@@ -50,6 +49,9 @@ class FoldCache:
             return _convolve(conv, x, conv.weight, conv.bias)
         if not _can_fold(norm, conv):
             return norm(_convolve(conv, x, conv.weight, conv.bias))
+        rounded = compact(x)
+        if rounded.dtype == torch.bfloat16:
+            return _convolve(conv, rounded, *self._folded(conv, norm, torch.bfloat16)).to(x.dtype)
         return _convolve(conv, x, *self._folded(conv, norm, _compute_dtype(conv.weight, x)))
 
     def _folded(self, conv: nn.Conv2d, norm: FixedNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -110,4 +112,4 @@ def _convolve(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -
     if (conv.kernel_size, conv.padding, conv.groups) == ((1, 1), (0, 0), 1):
         rows, columns = conv.stride
         return pointwise_conv(x, weight, bias, (rows, columns))
-    return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return convolve(conv, x, weight, bias)

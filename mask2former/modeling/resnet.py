@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..layers import Conv2d, FrozenBatchNorm2d, c2_msra_fill, get_norm
+from ..linear import compact
 from ..registry import BACKBONE_REGISTRY
 from ..structures import ShapeSpec
 from .backbone import Backbone, check_out_features
@@ -192,7 +193,8 @@ class ResNet(Backbone):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) -> {name: (B, C, H / stride, W / stride)}, sizes rounded up."""
         outputs = {}
-        x = self.stem(images)
+        rounded = compact(images)
+        x = self.stem(rounded)
         if "stem" in self._out_features:
             outputs["stem"] = x
         for name in self.stage_names:
@@ -200,7 +202,9 @@ class ResNet(Backbone):
                 x = self._run_block(block, x)
             if name in self._out_features:
                 outputs[name] = x
-        return outputs
+        if rounded is images:
+            return outputs
+        return {name: x.to(images.dtype) for name, x in outputs.items()}
 
     def _run_block(self, block: nn.Module, x: Tensor) -> Tensor:
         if self.use_checkpoint and self.training and torch.is_grad_enabled():

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -44,6 +45,7 @@ from lbvq.modeling.dvis.offline import DVIS_offline
 from lbvq.modeling.online.segmenter import OnlineSegmenter
 from lbvq.modeling.postprocess import MaskStream
 from lbvq.zoo import load_config
+from mask2former.bfloat16 import Bfloat16Products, cpu_computes_in_bfloat16
 from mask2former.modeling.deform_attn import MSDeformAttn
 from mask2former.registry import build_model
 
@@ -239,6 +241,8 @@ def compare_time(model: nn.Module, video: RepeatedFrames, args: argparse.Namespa
     columns, outputs = {}, {}
     clock = time.process_time if args.processor_time else time.perf_counter
     modes = {"ours": contextlib.nullcontext()}
+    if cpu_computes_in_bfloat16() and args.device == "cpu":
+        modes["bfloat16"] = Bfloat16Products().active()
     if not args.only_ours:
         modes["published"] = published_arithmetic(model)
     for name, mode in modes.items():
@@ -252,19 +256,22 @@ def compare_time(model: nn.Module, video: RepeatedFrames, args: argparse.Namespa
         peak = peak_memory_mib()
         print(f"{name}: {len(video) / total:.2f} frames per second, peak resident memory so far {peak:.0f} MiB")
     print_table(columns, len(video))
-    if len(outputs) == 2:
-        print_agreement(*outputs.values())
+    for name in list(columns)[1:]:
+        print_agreement(name, outputs["ours"], outputs[name])
 
 
 def print_table(columns: dict[str, dict[str, float]], num_frames: int) -> None:
-    print(f"\n{'seconds per frame':20s}" + "".join(f"{name:>12s}" for name in columns) + f"{'ratio':>10s}")
+    """Print seconds per frame by stage, and the quotients of every two columns: how many times as fast."""
+    pairs = list(itertools.combinations(columns, 2))
+    titles = [*columns, *("{}/{}".format(*(name[:4] for name in pair[::-1])) for pair in pairs)]
+    print(f"\n{'seconds per frame':20s}" + "".join(f"{title:>12s}" for title in titles))
     for stage in columns["ours"]:
-        values = [column.get(stage, 0.0) / num_frames for column in columns.values()]
-        ratio = f"{values[-1] / values[0]:10.2f}" if len(values) == 2 and values[0] > 0 else ""
-        print(f"{stage:20s}" + "".join(f"{value:12.4f}" for value in values) + ratio)
+        seconds = {name: column.get(stage, 0.0) / num_frames for name, column in columns.items()}
+        ratios = [seconds[slow] / seconds[fast] if seconds[fast] > 0 else float("nan") for fast, slow in pairs]
+        print(f"{stage:20s}" + "".join(f"{value:12.4f}" for value in [*seconds.values(), *ratios]))
 
 
-def print_agreement(ours: dict[str, Any], published: dict[str, Any]) -> None:
+def print_agreement(name: str, ours: dict[str, Any], published: dict[str, Any]) -> None:
     """Print how far the two results are apart, pairing predictions by rank."""
     pairs = list(zip(ours["pred_scores"], published["pred_scores"], strict=True))
     num_different = sum(
@@ -272,7 +279,7 @@ def print_agreement(ours: dict[str, Any], published: dict[str, Any]) -> None:
         for t in range(ours["pred_masks"].num_frames)
     )
     num_pixels = max(int(np.prod(ours["pred_masks"].shape)), 1)
-    print(f"\nlargest difference of scores {max((abs(a - b) for a, b in pairs), default=0):.1e}, ", end="")
+    print(f"\n{name}: largest difference of scores {max((abs(a - b) for a, b in pairs), default=0):.1e}, ", end="")
     print(f"labels {'equal' if ours['pred_labels'] == published['pred_labels'] else 'differ'}, ", end="")
     print(f"{num_different / num_pixels:.1e} of the mask pixels differ")
 
