@@ -20,6 +20,7 @@ from typing import Any
 
 from lbvq.data.catalog import LONG_VIDEO_FRAMES
 from lbvq.engine.user_errors import user_command
+from lbvq.evaluation.diagnosis.diagnosis import Diagnosis
 from lbvq.evaluation.image_metrics import IMAGE_METRICS
 from lbvq.evaluation.tables import format_results
 from lbvq.evaluation.video_metrics import VIDEO_METRICS, VideoScorer, metric_settings, read_ground_truth
@@ -46,12 +47,21 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help=f"videos of more than so many frames apart, as YouTube-VIS 2022 does (default {LONG_VIDEO_FRAMES})",
     )
     parser.add_argument("--task", default="class_guided", help="of BURST: class_guided, exemplar_guided or open_world")
+    parser.add_argument(
+        "--analysis",
+        type=Path,
+        nargs="?",
+        const=True,
+        metavar="FILE",
+        help="print where AP is lost, and write every error; takes a few times as long as scoring",
+    )
     parser.add_argument("--report", type=Path, metavar="DIR", help="write tables, curves and pictures")
     parser.add_argument("--frames", type=Path, metavar="DIR", help="draw the worst tubes on the videos' frames")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
     args = parser.parse_args(arguments)
-    if args.report and args.metric not in VIDEO_METRICS:
-        parser.error(f"--report is there for {', '.join(VIDEO_METRICS)}")
+    for name in ("report", "analysis"):
+        if getattr(args, name) and args.metric not in VIDEO_METRICS:
+            parser.error(f"--{name} is there for {', '.join(VIDEO_METRICS)}")
     if args.frames and not args.report:
         parser.error("--frames needs --report")
     return args
@@ -65,8 +75,10 @@ def score_burst_files(args: argparse.Namespace) -> dict[str, Any]:
     """The benchmark's own evaluation: a table with one column per group of classes."""
     from lbvq.evaluation.burst import score_burst
 
-    if args.report:
-        raise ValueError("--report needs annotations in YouTube-VIS form (b2y_val.json), not BURST's own files")
+    if args.report or args.analysis:
+        raise ValueError(
+            "--report and --analysis need annotations in YouTube-VIS form (b2y_val.json), not BURST's own files"
+        )
     scores = score_burst(args.gt, args.results, args.task, reference=args.reference)
     per_class = scores.pop("per_class", {})
     tables = {
@@ -88,6 +100,11 @@ def score_videos(args: argparse.Namespace) -> dict[str, Any]:
     ours, published = (metric_settings(args.metric, reference=each)["segm"] for each in (args.reference, True))
     if ours.crowd_is_ignored != published.crowd_is_ignored and any(track.is_crowd for track in ground_truth.tracks):
         print("Note: the ground truth has crowd tracks, which the published evaluator counts; see --reference.")
+    if args.analysis:
+        diagnosis = Diagnosis(ground_truth, predictions, scores.main.settings)
+        print(diagnosis.summary())
+        if args.analysis is not True:
+            write_text(args.analysis, to_json(diagnosis.to_dict()) + "\n")
     if args.report:
         from lbvq.evaluation.report import write_report
 

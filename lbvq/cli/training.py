@@ -77,7 +77,8 @@ class Trainer(DefaultTrainer):
         """Writes results.json, and computes AP when the annotations of the data set are there."""
         folder = Path(cfg.OUTPUT_DIR) / "inference"
         folder = folder if len(cfg.DATASETS.TEST) == 1 else folder / dataset_name
-        return build_evaluator(cfg, dataset_name, folder, open_vocabulary=is_open_vocabulary(cfg))
+        options = {"open_vocabulary": is_open_vocabulary(cfg), "analysis": cfg.TEST.ANALYSIS}
+        return build_evaluator(cfg, dataset_name, folder, **options)
 
     @classmethod
     def check_test_sets(cls, cfg: CfgNode) -> None:

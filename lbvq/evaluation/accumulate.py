@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,7 +26,37 @@ class _Table:
     area: np.ndarray  # (D,)
     forgiven: np.ndarray  # (D,) does not count when unmatched
     rank: np.ndarray  # (D,) among the detections of the same video and category, 0 is the best
+    source: np.ndarray  # (D,) position among the collected detections
     candidates: Candidates
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What became of D detections, those behind the last detection limit left out, at S IoU thresholds.
+
+    They are in the order in which a category counts them: descending scores, equal ones by video and place in the file.
+    """
+
+    source: np.ndarray  # (D,) position among the collected detections
+    place: np.ndarray  # (D,) position of the category, 0 if categories do not matter
+    true: np.ndarray  # (D, S) found a track that counts
+    false: np.ndarray  # (D, S); a detection that is neither is ignored
+    track: np.ndarray  # (D, S) position of the track it took, -1 for none
+    ignored: np.ndarray  # (G,) tracks that do not count
+
+
+def judge(ground_truth: GroundTruth, settings: TubeApSettings, collected: Mapping[str, np.ndarray]) -> Verdicts:
+    """Match as `accumulate` does, objects of all sizes and occlusions, and tell the outcome of every detection."""
+    settings = replace(settings, area_ranges={"all": (0.0, math.inf)}, occlusion_ranges=None)
+    table = _sort(ground_truth, settings, collected)
+    ignored = _ignored_tracks(ground_truth, settings, np.zeros(len(ground_truth.tracks)))
+    limit = settings.max_detections[-1]
+    rows = np.argsort(-table.score, kind="stable")
+    rows = rows if limit is None else rows[table.rank[rows] < limit]
+    verdict = _Judge(ground_truth, settings, table, ignored)
+    true, false = verdict(rows)
+    track = np.where(false[:, 0], -1, verdict.choice(rows)[:, 0])
+    return Verdicts(table.source[rows], table.place[rows], true[:, 0], false[:, 0], track, ignored[:, 0])
 
 
 def accumulate(
@@ -117,7 +148,8 @@ def _sort(ground_truth: GroundTruth, settings: TubeApSettings, collected: Mappin
     if limit is not None:
         kept[kept] = rank[detection[kept]] < limit
     candidates = Candidates(detection[kept], collected["pair_track"][kept], collected["pair_iou"][kept])
-    return _Table(place[order], score[order], collected["area"][order], collected["forgiven"][order], rank, candidates)
+    columns = (collected[key][order] for key in ("score", "area", "forgiven"))
+    return _Table(place[order], *columns, rank, order, candidates)
 
 
 def _rank_in_group(*keys: np.ndarray) -> np.ndarray:
@@ -174,6 +206,7 @@ class _Judge:
         is_lost = np.array([settings.id_zero_is_lost and track.id == 0 for track in tracks] + [True], bool)
         is_ignored = np.concatenate((ignored, np.zeros((1, ignored.shape[1]), bool)))
         matched = ~is_lost[choice]
+        self._choice = choice
         # An unmatched detection counts only in the ranges of its own area.
         areas = [area for area, _ in _ranges(settings)]
         outside = np.stack([(table.area < low) | (table.area > high) for low, high in areas], axis=1)
@@ -192,3 +225,10 @@ class _Judge:
         judged = np.flatnonzero(own >= 0)
         true[judged], false[judged] = self._true[own[judged]], self._false[own[judged]]
         return true, false
+
+    def choice(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) detections -> (n, A, S) position of the track that each takes, -1 for none."""
+        taken = np.full((len(rows), *self._choice.shape[1:]), -1, self._choice.dtype)
+        own = self._row[rows]
+        taken[own >= 0] = self._choice[own[own >= 0]]
+        return taken

@@ -1,6 +1,6 @@
 """Where the points are lost: precision by size, length and occlusion, confused classes, tracks that were missed.
 
-Everything comes from one more pass over the overlaps in which categories do not matter.
+Everything comes from one more pass over the overlaps in which categories do not matter, that of `Diagnosis`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from lbvq.evaluation.annotations import GroundTruth, read_predictions
+from lbvq.evaluation.annotations import GroundTruth
+from lbvq.evaluation.diagnosis.diagnosis import Diagnosis
 from lbvq.evaluation.tube_ap import TubeAP
 from lbvq.evaluation.tube_ap_result import TubeApResult, to_percent
 from lbvq.evaluation.tube_ap_settings import OCCLUSION_RANGES, TubeApSettings
@@ -20,7 +21,6 @@ from lbvq.files.mask_file import MaskFile
 
 MISSED, NOTHING = "(missed)", "(nothing)"  # a track without a prediction, and the opposite
 MATCH_IOU = 0.5
-_WORTH_KEEPING = 0.01  # smaller overlaps are reported as none
 SIZE_RANGES = {
     "all": (0.0, 1e10),
     "to 32²": (0.0, 32.0**2),
@@ -77,18 +77,13 @@ class Analysis:
             min_score: predictions below it are not looked at for confused classes.
         """
         self.ground_truth = ground_truth
-        self.detections = read_predictions(predictions, ground_truth)
+        self.diagnosis = Diagnosis(ground_truth, predictions, settings)  # where AP is lost
+        self.detections = self.diagnosis.detections
         self.min_score = min_score
         self._ap = TubeAP(ground_truth, replace(settings, occlusion_ranges=None, boundary_ratio=None))
         self._ap.update(predictions, predictions.name)
-        every = TubeApSettings(
-            iou_thresholds=(_WORTH_KEEPING,),
-            max_detections=(None,),
-            use_categories=False,
-            different_lengths=settings.different_lengths,
-        )
         self.lengths = self._ap.track_lengths()  # (G,) frames in which each track is visible
-        self._collected = TubeAP(ground_truth, every).update(predictions, predictions.name).collected()
+        self._collected = self.diagnosis.collected
         best_first = np.lexsort((self._collected["order"], -self._collected["score"]))
         self._pairs_of: dict[int, list[tuple[int, float]]] = {int(each): [] for each in best_first}
         for detection, track, iou in zip(

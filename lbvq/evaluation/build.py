@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 def _video(metric: str) -> Callable[..., DatasetEvaluator]:
     def build(
-        dataset_name: str, output_dir: Path, open_vocabulary: bool, classes: ClassList | None
+        dataset_name: str, output_dir: Path, open_vocabulary: bool, classes: ClassList | None, analysis: bool
     ) -> DatasetEvaluator:
         base_novel = (open_vocabulary and VIDEO_METRICS[metric].base_novel_if_open) or None
         long_videos = MetadataCatalog.get(dataset_name).get("long_videos")
-        options = {"base_novel": base_novel, "long_videos": long_videos}
+        options = {"base_novel": base_novel, "long_videos": long_videos, "analysis": analysis}
         return VideoInstanceEvaluator(dataset_name, output_dir, metric=metric, classes=classes, **options)
 
     return build
@@ -33,14 +33,14 @@ def _video(metric: str) -> Callable[..., DatasetEvaluator]:
 
 def _image(metric: str) -> Callable[..., DatasetEvaluator]:
     def build(
-        dataset_name: str, output_dir: Path, open_vocabulary: bool, classes: ClassList | None
+        dataset_name: str, output_dir: Path, open_vocabulary: bool, classes: ClassList | None, analysis: bool
     ) -> DatasetEvaluator:
         return ImageInstanceEvaluator(dataset_name, output_dir, metric=metric, classes=classes)
 
     return build
 
 
-# `evaluator_type` of a data set -> function of (dataset_name, output_dir, open_vocabulary, classes of the model).
+# `evaluator_type` of a data set -> function of (name, output_dir, open_vocabulary, classes of the model, analysis).
 EVALUATORS: dict[str, Callable[..., DatasetEvaluator]] = {
     **{metric: _video(metric) for metric in VIDEO_METRICS},
     **{metric: _image(metric) for metric in IMAGE_METRICS},
@@ -48,7 +48,12 @@ EVALUATORS: dict[str, Callable[..., DatasetEvaluator]] = {
 
 
 def build_evaluator(
-    cfg: Cfg, dataset_name: str, output_dir: str | Path | None = None, *, open_vocabulary: bool = False
+    cfg: Cfg,
+    dataset_name: str,
+    output_dir: str | Path | None = None,
+    *,
+    open_vocabulary: bool = False,
+    analysis: bool = False,
 ) -> DatasetEvaluator:
     """Build the evaluator of a registered data set.
 
@@ -58,6 +63,7 @@ def build_evaluator(
         output_dir: where results are written; by default OUTPUT_DIR/inference.
         open_vocabulary: the classes of the model are given as text; base and novel categories are then reported apart
             on closed data sets, too.
+        analysis: of videos, tell where AP is lost.
     """
     metadata = MetadataCatalog.get(dataset_name)
     kind, table = metadata.get("evaluator_type"), metadata.get("category_table")
@@ -70,4 +76,4 @@ def build_evaluator(
         )
     folder = Path(output_dir or Path(cfg.OUTPUT_DIR) / "inference")
     classes = None if open_vocabulary else ClassList.from_config(cfg)
-    return EVALUATORS[kind](dataset_name, folder, open_vocabulary, classes)
+    return EVALUATORS[kind](dataset_name, folder, open_vocabulary, classes, analysis)

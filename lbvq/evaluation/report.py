@@ -59,7 +59,8 @@ def write_report(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     task = "segm" if "segm" in scores.results else next(iter(scores.results))
-    analysis = Analysis(ground_truth, predictions, scores.results[task].settings)
+    analysis = Analysis(ground_truth, predictions, scores.main.settings)
+    write_text(folder / "analysis.json", to_json(analysis.diagnosis.to_dict()) + "\n")
     about = {**(about or {}), "videos": len(ground_truth.videos), "tracks": len(ground_truth.tracks)}
     about["predictions"] = len(analysis.detections)
     _write_summary(folder, scores, about)
@@ -270,6 +271,8 @@ def _page(
     for task, table in scores.tables.items():
         summary = {name: value for name, value in table.items() if not name.startswith("AP-")}
         lines += [f"## {task}", "", *_markdown([{"": "percent", **summary}]), ""]
+    lines += ["## Where AP is lost", "", "Single errors are in analysis.json.", ""]
+    lines += ["```", analysis.diagnosis.summary(), "```", ""]
     lines += ["## Precision and recall", "", "![precision over recall](precision_recall.png)", ""]
     for name, rows in sections.items():
         if rows:

@@ -25,7 +25,6 @@ class TubeApResult:
         precision: (S, R, K, A, [O,] M).
         recall: (S, K, A, [O,] M).
         scores: (S, R, K, A, [O,] M) score of the detection at which the recall is reached.
-        matches: of every detection that took a track: see `accumulate`.
     """
 
     settings: TubeApSettings
@@ -100,7 +99,7 @@ class TubeApResult:
 
     def per_category(self) -> dict[str, float]:
         """Category name -> AP in percent, nan for categories without a track."""
-        names = _unique_names(self.categories)
+        names = unique_names(self.categories)
         return {names[each]: to_percent(self.average(category_ids=[each])) for each in self.categories}
 
 
@@ -109,7 +108,7 @@ def to_percent(value: float) -> float:
     return math.nan if value < 0 else 100 * value
 
 
-def _unique_names(categories: Mapping[int, str]) -> dict[int, str]:
+def unique_names(categories: Mapping[int, str]) -> dict[int, str]:
     """Id -> name, with the id appended to names that several categories share."""
     names = list(categories.values())
     return {each: name if names.count(name) == 1 else f"{name} ({each})" for each, name in categories.items()}

@@ -12,11 +12,14 @@ from lbvq.data.catalog import MetadataCatalog
 from lbvq.engine import comm
 from lbvq.evaluation.base import DatasetEvaluator, Results
 from lbvq.evaluation.class_ids import ClassIds
+from lbvq.evaluation.diagnosis.diagnosis import Diagnosis
 from lbvq.evaluation.result_files import ResultParts
 from lbvq.evaluation.tables import format_results
 from lbvq.evaluation.video_metrics import VideoScorer, read_ground_truth
 from lbvq.files.class_list import ClassList
+from lbvq.files.json_files import to_json
 from lbvq.files.mask_file import read_mask_file
+from lbvq.files.writing import write_text
 from lbvq.masks.rle import to_rle
 from lbvq.masks.tubes import MaskTubes
 
@@ -36,6 +39,7 @@ class VideoInstanceEvaluator(DatasetEvaluator):
         *,
         metric: str = "ytvis",
         classes: ClassList | None = None,
+        analysis: bool = False,
         **options: Any,
     ) -> None:
         """Prepare; annotations are read when the first prediction arrives.
@@ -45,12 +49,14 @@ class VideoInstanceEvaluator(DatasetEvaluator):
             output_dir: gets results.json and results.zip.
             metric: one of `video_metrics.VIDEO_METRICS`.
             classes: of the model; None takes its class indices for those of the data set.
+            analysis: tell where AP is lost, too, and write analysis.json.
             options: `reference`, `base_novel` and `long_videos` of `VideoScorer`.
         """
         self._metadata = MetadataCatalog.get(dataset_name)
         self._metric = metric
         self._options = options
         self._classes = classes
+        self._analysis = analysis
         self._ids: ClassIds | None = None
         self._parts = ResultParts(output_dir)
         self._scorer: VideoScorer | None = None
@@ -144,6 +150,10 @@ class VideoInstanceEvaluator(DatasetEvaluator):
             return {}
         for state in states[1:]:  # the first one is our own
             self._scorer.merge(state)
-        tables = self._scorer.compute().tables
-        logger.info("%s", format_results(tables))
-        return tables
+        scores = self._scorer.compute()
+        logger.info("%s", format_results(scores.tables))
+        if self._analysis:
+            diagnosis = Diagnosis(self._scorer.ground_truth, read_mask_file(path), scores.main.settings)
+            logger.info("%s", diagnosis.summary())
+            write_text(path.with_name("analysis.json"), to_json(diagnosis.to_dict()) + "\n")
+        return scores.tables

@@ -109,6 +109,11 @@ class Scores:
     results: dict[str, TubeApResult]
     groups: dict[str, list[int]]
 
+    @property
+    def main(self) -> TubeApResult:
+        """The arrays of the masks; those of the only task if it is another one."""
+        return self.results.get("segm") or next(iter(self.results.values()))
+
 
 class VideoScorer:
     """Scores predictions of one video data set with one metric."""

@@ -15,6 +15,7 @@ import torch
 import torch.multiprocessing
 from helpers import GOLDEN
 
+from lbvq.config import get_cfg
 from lbvq.data.builtin import MetadataCatalog, rows
 from lbvq.data.coco import register_coco_instances
 from lbvq.data.ytvis import register_ytvis_instances
@@ -97,6 +98,21 @@ def test_results_file_equals_the_recorded_one(tmp_path):
     with zipfile.ZipFile(tmp_path / "out" / "results.zip") as archive:
         assert archive.namelist() == ["results.json"]
         assert json.loads(archive.read("results.json")) == golden["results_json"]
+
+
+@pytest.mark.parametrize("metric", ["ytvis", "hq_ytvis"])
+def test_what_the_score_lacks_is_told_beside_it(metric, tmp_path, caplog):
+    masks = squares()
+    name = register(tmp_path, annotations_of(masks, [0, 1, 1], 5), evaluator_type=metric)
+    cfg = get_cfg()
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(CATEGORIES)
+    evaluator = build_evaluator(cfg, name, tmp_path / "out", analysis=cfg.TEST.ANALYSIS)
+    with caplog.at_level("INFO"):
+        results = run(evaluator, {5: output(masks, [0.9, 0.8, 0.7], [1, 0, 0])})
+    written = json.loads((tmp_path / "out" / "analysis.json").read_text())
+    assert written["AP"] == pytest.approx(results["segm"]["AP"]) and written["AP"] < 100
+    assert written["oracles"]["classes"] == pytest.approx(100)
+    assert f"Where AP is lost ({written['AP']:.3f})" in caplog.text
 
 
 @pytest.mark.parametrize("as_tubes", [False, True])
