@@ -63,6 +63,7 @@ def cells(tmp_path_factory) -> Path:
         "doctor data/cells --jobs 1",
         "split data/cells --dev 0.25",
         f"train data/cells --model synthetic/minvis_R18_tiny --steps 4 {shlex.join(TINY)}",
+        f"train data/cells --model runs/cells --output runs/more --steps 1 {shlex.join(TINY)}",
         "eval data/cells --weights runs/cells/model_best.pth",
         "predict labelled/JPEGImages/clip3 --weights runs/cells/model_best.pth --output found.mp4 found.json"
         " --score-threshold 0",
@@ -76,7 +77,9 @@ def cells(tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_sixteen_bit_videos_become_a_scored_model_and_a_drawn_video(cells):
     out = (cells / "log.txt").read_text()
-    assert "4 videos, 70 objects, 112 masks" in out and "no AP before training" in out  # classes start at random
+    assert "4 videos, 70 objects, 112 masks" in out
+    assert len(re.findall(r"AP before training: \d+\.\d\n", out)) == 2  # of random values, and of a trained model
+    assert out.count("of a model of which all of it still has random values") == 1
     assert re.search(r"AP after: best \d+\.\d \(step \d\), last", out)
     cfg = yaml.safe_load((cells / "runs/cells/config.yaml").read_text())
     assert cfg["MODEL"]["SEM_SEG_HEAD"]["NUM_CLASSES"] == 1
@@ -98,6 +101,14 @@ def test_predictions_have_the_users_class_names_and_come_back_corrected(cells):
         assert [mask for mask in entry["segmentations"] if mask] == [
             mask for mask in masks[entry["track_id"]] if mask["counts"] != encode(np.zeros((280, 200), bool))["counts"]
         ]
+
+
+@pytest.mark.slow
+def test_a_second_run_in_the_same_folder_is_refused(cells):
+    command = [sys.executable, "-m", "lbvq", "train", "data/cells", "--model", "synthetic/minvis_R18_tiny", *TINY]
+    process = subprocess.run(command, cwd=cells, capture_output=True, text=True, timeout=600)
+    assert process.returncode == 2 and "runs/cells holds a training" in process.stderr, process.stderr[-3000:]
+    assert "--resume" in process.stderr and "--overwrite" in process.stderr
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   lbvq doctor data/pets
-  lbvq doctor data/pets --model minvis_r50_ytvis19 --steps 1000      also what a training takes, by doing two steps
+  lbvq doctor data/pets --model videomt_small_ytvis19 --steps 1000      also what a training takes, by doing two steps
   lbvq doctor train.json --frames JPEGImages --json report.json --all
 
 Every frame is decoded and every mask is read, on all cores. Exit code: 0 nothing that stops a training, 1 errors.
@@ -79,12 +79,12 @@ def _draw(report: Report, file: Path, frames: Path, args: argparse.Namespace) ->
 def _compare_with_model(report: Report, args: argparse.Namespace) -> None:
     """Objects against queries; with a model also what a training takes here."""
     if args.model is None:
-        _note_crowded(report, FEW_OBJECTS)
+        note_crowded(report, FEW_OBJECTS)
         return
     from lbvq.cli.estimate import estimate
     from lbvq.zoo import load_config
 
-    _note_crowded(report, load_config(args.model).MODEL.MASK_FORMER.NUM_OBJECT_QUERIES)
+    note_crowded(report, load_config(args.model).MODEL.MASK_FORMER.NUM_OBJECT_QUERIES)
     if report.has_errors:
         report.estimate = ["A training is estimated when there are no errors."]
         return
@@ -92,8 +92,10 @@ def _compare_with_model(report: Report, args: argparse.Namespace) -> None:
     report.estimate = estimate(args.data, args.model, args.steps)
 
 
-def _note_crowded(report: Report, num_queries: int) -> None:
+def note_crowded(report: Report, num_queries: int) -> None:
+    """Add the videos that have more objects, in a frame or in all, than a model has queries."""
     for video in report.videos:
-        if video.most_objects > num_queries:
-            detail = f"{video.most_objects} objects in a frame, {num_queries} queries"
-            report.add("queries", f"video {video.name}", detail, video.id)
+        for kind, count in (("queries", video.most_objects), ("queries_video", video.num_objects)):
+            if count > num_queries:
+                report.add(kind, f"video {video.name}", f"{count} objects, {num_queries} queries", video.id)
+                break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,16 +13,17 @@ if TYPE_CHECKING:
     from lbvq.config import CfgNode
 
 EXAMPLES = """examples:
-  lbvq train data/pets --model minvis_r50_ytvis19                 from published weights; runs/pets gets the result
-  lbvq train data/pets --model synthetic/minvis_R18_tiny --steps 2000         a small model from scratch, on a CPU
-  lbvq train data/pets --model minvis_r50_ytvis19 --steps 1000 SOLVER.BASE_LR=0.0001
-  torchrun --nproc-per-node 2 -m lbvq train data/pets --model minvis_r50_ytvis19
+  lbvq train data/pets --model mask2former_vis_r50_ytvis19        from published weights, into runs/pets
+  lbvq train data/pets --model synthetic/minvis_R18_tiny --steps 2000          a small model from scratch, on a CPU
+  lbvq train data/pets --model mask2former_vis_r50_ytvis19 --steps 1000 SOLVER.BASE_LR=0.0001
+  torchrun --nproc-per-node 2 -m lbvq train data/pets --model mask2former_vis_r50_ytvis19
 
-The classes are those of the data. Without KEY=VALUE: the learning rate of the model's configuration in proportion to
-the batch, falling as a cosine; a backbone that rests for the first quarter when weights are given; eight evaluations on
-the development split, of which the best one stays as model_best.pth, and an end when four in a row bring nothing.
+The classes are those of the data. Without KEY=VALUE: four frames a step and GPU; the learning rate of the model's
+configuration, times the root of the part of its batch that is used, falling as a cosine; a backbone that rests for the
+first quarter when weights are given; eight evaluations on the development split, of which the best one stays as
+model_best.pth, and an end when four in a row bring nothing.
 """
-FRAMES_PER_STEP = 8  # fits a GPU with 8 GB at the sizes of the published configurations
+FRAMES_PER_STEP = 4  # on a GPU
 NUM_EVALUATIONS = 8
 PATIENCE = 4  # evaluations
 METRIC = "segm/AP"
@@ -40,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: runs/NAME_OF_DATA")
     parser.add_argument("--num-gpus", type=int, default=1, help="processes (default 1)")
     parser.add_argument("--resume", action="store_true", help="go on where a run in the same folder stopped")
+    parser.add_argument("--overwrite", action="store_true", help="begin anew where the folder holds a run")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="of the configuration")
 
 
@@ -52,14 +55,13 @@ def run(args: argparse.Namespace) -> int:
     if args.steps < 1:
         raise ValueError(f"--steps must be at least 1, got {args.steps}.")
     output = args.output or Path("runs") / args.data.resolve().name
-    if (output / "last_checkpoint").exists() and not args.resume:
-        raise FileExistsError(f"{output} holds a run already; go on with --resume, or choose another --output.")
     start_from = ["MODEL.WEIGHTS", args.weights] if args.weights else []
     cfg = load_config(args.model, [*start_from, *args.settings])
     options = [*start_from, *data_settings(args.data), *recipe(cfg, args.steps, args.num_gpus)]
     arguments = default_argument_parser().parse_args(["--config-file", args.model, "--num-gpus", str(args.num_gpus)])
     arguments.opts = [*options, "OUTPUT_DIR", str(output), *args.settings]
-    arguments.data, arguments.resume, arguments.score_before = [], args.resume, True
+    arguments.data, arguments.score_before = [], True
+    arguments.resume, arguments.overwrite = args.resume, args.overwrite
     start(arguments)
     if int(os.environ.get("RANK", "0")) == 0:
         print_scores(output)
@@ -103,11 +105,11 @@ def recipe(cfg: CfgNode, steps: int, num_processes: int) -> list[Any]:
         num_processes: the batch is a multiple of it.
     """
     clips = max(1, FRAMES_PER_STEP // max(cfg.INPUT.SAMPLING_FRAME_NUM, 1))
-    batch = num_processes * max(1, min(clips, cfg.SOLVER.IMS_PER_BATCH) // num_processes)
+    batch = num_processes * max(1, min(clips, cfg.SOLVER.IMS_PER_BATCH // num_processes))
     period = max(1, steps // NUM_EVALUATIONS)
     settings: dict[str, Any] = {
         "SOLVER.IMS_PER_BATCH": batch,
-        "SOLVER.BASE_LR": cfg.SOLVER.BASE_LR * batch / cfg.SOLVER.IMS_PER_BATCH,
+        "SOLVER.BASE_LR": cfg.SOLVER.BASE_LR * math.sqrt(batch / cfg.SOLVER.IMS_PER_BATCH),  # as suits AdamW
         "SOLVER.MAX_ITER": steps,
         "SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR",
         "SOLVER.WARMUP_ITERS": min(steps // 20, 100),

@@ -165,8 +165,6 @@ def train_or_evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     else:
         Trainer.check_test_sets(cfg)
         trainer = Trainer(cfg)
-        if trainer.class_list is not None:
-            write_config(with_classes(cfg, trainer.class_list), replace=True)
         trainer.check_training_data()
         if trainer.class_list is not None:
             write_config(with_classes(cfg, trainer.class_list), replace=True)

@@ -31,7 +31,7 @@ LOCK = ".training.lock"
 # What a training leaves behind, besides its checkpoints.
 _OF_A_RUN = (
     *("model_best.pth", LAST_CHECKPOINT, "metrics.json*", "config.yaml*", "log.txt*", "events.out.tfevents*"),
-    *("inference/**/results.json", "inference/**/results.zip", "inference/**/metrics.json"),
+    *("inference/**/results.json", "inference/**/results.zip", "inference/**/metrics*.json"),
 )
 
 

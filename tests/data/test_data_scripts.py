@@ -101,10 +101,13 @@ def synthetic(tmp_path):
     write_dataset(tmp_path, num_train=2, num_val=0, settings=settings)
 
 
-def test_what_the_loader_yields_is_drawn(run_script, synthetic, tmp_path, capsys):
+@pytest.mark.parametrize("by_path", [False, True])
+def test_what_the_loader_yields_is_drawn(run_script, synthetic, tmp_path, capsys, by_path):
     options = ["INPUT.MIN_SIZE_TRAIN", "(48,)", "DATALOADER.NUM_WORKERS", "0", "INPUT.RANDOM_FLIP", "none"]
     output = tmp_path / "pictures"
-    arguments = ["--dataset", "synthetic_train", "--num", 3, "--output", output]
+    files = MetadataCatalog.get("synthetic_train")
+    data = ["--data", f"shapes={files.json_file}:{files.image_root}"] if by_path else ["--dataset", "synthetic_train"]
+    arguments = [*data, "--num", 3, "--output", output]
     run_script("tools/view_dataset.py", *arguments, *options)
     pictures = sorted(output.glob("*.png"))
     assert len(pictures) == 3 and "video" in pictures[0].name

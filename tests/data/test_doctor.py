@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from lbvq.__main__ import main
-from lbvq.data.doctor import KINDS, examine
+from lbvq.cli.doctor import note_crowded
+from lbvq.data.doctor import KINDS, Report, VideoFacts, examine
 from lbvq.files.images import read_image
 from lbvq.masks.rle import area, encode, to_bbox, to_rle
 
@@ -182,7 +183,12 @@ def test_frames_of_16_bits_and_videos_of_one_frame_are_noted(folder):
 
 
 def test_every_kind_is_tested():
-    tested = {kind for kind, _ in [*FILE_FAULTS, *FRAME_FAULTS]} | {"frame_16_bit", "video_short", "queries"}
+    tested = {kind for kind, _ in [*FILE_FAULTS, *FRAME_FAULTS]} | {
+        "frame_16_bit",
+        "video_short",
+        "queries",
+        "queries_video",
+    }
     assert tested == set(KINDS)
 
 
@@ -233,8 +239,15 @@ def test_more_objects_than_queries_are_a_warning_and_a_training_is_measured(fold
     )
     assert doctor(folder, "--jobs", 1, "--model", settings, "--steps", 300) == 0
     out = capsys.readouterr().out
-    assert "2 x videos with more objects than the model has queries" in out
+    assert "2 x videos with more objects in a frame than the model has queries" in out
     assert "seconds a step" in out and "for 300 steps (every video 300 times)" in out and "GiB at the peak" in out
+
+
+@pytest.mark.parametrize(("at_once", "in_all", "kind"), [(5, 6, "queries"), (4, 6, "queries_video"), (4, 4, None)])
+def test_objects_in_a_frame_and_in_a_video_are_compared_with_queries(at_once, in_all, kind):
+    report = Report("pets", videos=[VideoFacts(1, "v1", num_objects=in_all, most_objects=at_once)])
+    note_crowded(report, 4)
+    assert [(each.kind, each.where) for each in report.findings] == ([(kind, "video v1")] if kind else [])
 
 
 def test_what_is_no_annotation_file_is_refused(folder, capsys):

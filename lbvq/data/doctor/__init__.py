@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -57,8 +57,3 @@ def examine_video(video: VideoEntry) -> VideoFacts:
     examine_frames(video, facts)
     examine_overlaps(examine_masks(video, facts), facts)
     return facts
-
-
-def more_objects_than(videos: Iterable[VideoFacts], num_queries: int) -> Iterator[VideoFacts]:
-    """Videos that show more objects in one frame than a model can find."""
-    return (video for video in videos if video.most_objects > num_queries)

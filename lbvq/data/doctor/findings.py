@@ -58,8 +58,10 @@ KINDS: dict[str, Kind] = {
                          "look at the pictures: the identity was switched between two frames"),
     "object_brief": Kind(NOTE, "objects of a single frame", "give their shapes an identity, see --join-by-overlap"),
     # training
-    "queries": Kind(WARNING, "videos with more objects than the model has queries",
+    "queries": Kind(WARNING, "videos with more objects in a frame than the model has queries",
                     "take a model with more queries, or set MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"),
+    "queries_video": Kind(NOTE, "videos with more objects in all than the model has queries, though not at once",
+                          "nothing for training, which sees clips; results may need more queries, or parts of a video"),
 }  # fmt: skip
 
 
