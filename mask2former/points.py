@@ -7,11 +7,14 @@ mask, so a prediction at stride 4 and a target in pixels are read at the same pl
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 CONVERTED_AT_ONCE = 2**24  # pixels
+JOINED_AT_ONCE = 2**24  # pixels
 
 
 def point_sample(maps: Tensor, points: Tensor) -> Tensor:
@@ -36,6 +39,39 @@ def point_sample(maps: Tensor, points: Tensor) -> Tensor:
     parts = maps.split(part, axis)
     grids = grid.split(part) if axis == 0 else [grid] * len(parts)
     return torch.cat([_sample(few.to(dtype), few_grid) for few, few_grid in zip(parts, grids, strict=True)], axis)
+
+
+def sample_lists(lists: Sequence[Tensor], points: Tensor) -> Tensor:
+    """Read the maps of several lists at points of their own.
+
+    Small lists are joined, because many small calls take longer than what they do.
+
+    Args:
+        lists: maps (n_i, H_i, W_i), of any type; they may be on another device than the points.
+        points: (sum n_i, P, 2) as (x, y) in [0, 1].
+
+    Returns:
+        (sum n_i, P).
+    """
+    sampled, start = [points.new_zeros(0, points.shape[1])], 0
+    for maps in _joined(lists):
+        here = points[start : start + len(maps)]
+        sampled.append(point_sample(maps[:, None].to(points.device), here)[:, 0])
+        start += len(maps)
+    return torch.cat(sampled)
+
+
+def _joined(lists: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Join neighbours of one size, as far as their pixels are few."""
+    waiting: list[Tensor] = []
+    for maps in lists:
+        pixels = sum(map(Tensor.numel, waiting)) + maps.numel()
+        if waiting and (pixels > JOINED_AT_ONCE or maps.shape[1:] != waiting[0].shape[1:]):
+            yield torch.cat(waiting) if len(waiting) > 1 else waiting[0]
+            waiting = []
+        waiting.append(maps)
+    if waiting:
+        yield torch.cat(waiting) if len(waiting) > 1 else waiting[0]
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..points import point_sample, uncertain_points
-from .matcher import HungarianMatcher, Match
+from ..points import point_sample, sample_lists, uncertain_points
+from .matcher import HungarianMatcher, Match, matched_rows
 
 if TYPE_CHECKING:
     from ..cfg import Cfg
@@ -120,9 +120,13 @@ class SetCriterion(nn.Module):
     def class_loss(self, logits: Tensor, targets: list[dict[str, Any]], matches: list[Match]) -> Tensor:
         """Weighted cross entropy over all queries of all images; a query without object has class K."""
         classes = torch.full(logits.shape[:2], logits.shape[-1] - 1, dtype=torch.int64, device=logits.device)
-        for image, (queries, objects) in enumerate(matches):
-            labels = targets[image]["labels"]
-            classes[image, queries.to(logits.device)] = labels[objects.to(labels.device)].to(logits.device)
+        if matches:
+            images, queries = matched_rows(matches)
+            labels = [
+                target["labels"][objects.to(target["labels"].device)]
+                for target, (_, objects) in zip(targets, matches, strict=True)
+            ]
+            classes[images.to(classes.device), queries.to(classes.device)] = torch.cat(labels).to(classes.device)
         return F.cross_entropy(logits.float().flatten(0, 1), classes.flatten(), self.empty_weight)
 
     def mask_losses(
@@ -132,7 +136,8 @@ class SetCriterion(nn.Module):
 
         Masks are those of images, (B, Q, h, w) and (G, H, W), or of clips, (B, Q, T, h, w) and (G, T, H, W).
         """
-        pred = torch.cat([masks[image, queries] for image, (queries, _) in enumerate(matches)])
+        images, queries = matched_rows(matches)
+        pred = masks[images.to(masks.device), queries.to(masks.device)]
         pred = pred.flatten(0, -3)[:, None]  # (n, 1, h, w); every frame of a clip is a mask of its own
         if len(pred) == 0:
             return pred.sum(), pred.sum()  # 0, still connected to the graph
@@ -140,12 +145,8 @@ class SetCriterion(nn.Module):
             points = uncertain_points(
                 pred.float(), self.num_points, self.oversample_ratio, self.importance_sample_ratio
             )
-            sampled, start = [], 0
-            for target, (_, objects) in zip(targets, matches, strict=True):
-                gt = target["masks"][objects].flatten(0, -3)[:, None].to(pred)
-                sampled.append(point_sample(gt, points[start : start + len(gt)])[:, 0])
-                start += len(gt)
-            labels = torch.cat(sampled)  # (n, P)
+            matched = [target["masks"][objects] for target, (_, objects) in zip(targets, matches, strict=True)]
+            labels = sample_lists([masks.flatten(0, -3) for masks in matched], points)  # (n, P)
         logits = point_sample(pred, points)[:, 0]
         return sigmoid_ce_loss(logits, labels, num_masks), dice_loss(logits, labels, num_masks)
 

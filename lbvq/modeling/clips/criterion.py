@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mask2former.modeling.criterion import average_over_processes, dice_loss, layer_weights, sigmoid_ce_loss
 from mask2former.modeling.matcher import Match
-from mask2former.points import point_sample, uncertain_points
+from mask2former.points import point_sample, sample_lists, uncertain_points
 from mask2former.structures import ABSENT
 
 from .matcher import ClipMatcher
@@ -223,12 +223,8 @@ def clip_mask_losses(
     pred = pred.flatten(0, 1)[:, None]  # (n*T, 1, h, w)
     with torch.no_grad():
         points = uncertain_points(pred.float(), num_points, oversample_ratio, importance_sample_ratio)  # (n*T, P, 2)
-        sampled, start = [], 0
-        for _, clip, _, objects in entries:
-            gt = clip_targets[clip]["masks"][objects].flatten(0, 1)[:, None]  # (m*T, 1, H, W)
-            sampled.append(point_sample(gt, points[start : start + len(gt)]))
-            start += len(gt)
-        labels = torch.cat(sampled).reshape(-1, num_frames * num_points)  # (n, T*P)
+        matched = [clip_targets[clip]["masks"][objects].flatten(0, 1) for _, clip, _, objects in entries]  # (m*T, H, W)
+        labels = sample_lists(matched, points).reshape(-1, num_frames * num_points)  # (n, T*P)
     logits = point_sample(pred, points).reshape(-1, num_frames * num_points)
     return sigmoid_ce_loss(logits, labels, num_masks), dice_loss(logits, labels, num_masks)
 

@@ -190,6 +190,7 @@ class ClipMasks:
         features: (B, T, mask_dim, h, w) mask features.
         """
         self.embed, self.features = embed, features
+        self.clips = features.unbind()  # once: in training every selection has a gradient of the size of the whole
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -198,7 +199,7 @@ class ClipMasks:
 
     def __getitem__(self, index: tuple[Any, ...]) -> Tensor:
         clip = index[1]
-        return torch.einsum("nc,tchw->nthw", self.embed[index], self.features[clip])
+        return torch.einsum("nc,tchw->nthw", self.embed[index], self.clips[clip])
 
     def dense(self) -> Tensor:
         """The whole tensor (L, B, N, T, h, w)."""

@@ -6,13 +6,21 @@ query must be right about an object in every frame at once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mask2former.modeling.matcher import Match, assign, matching_cost
-from mask2former.points import point_sample
+from mask2former.modeling.matcher import (
+    COMPARED_AT_ONCE,
+    Match,
+    assign,
+    draw_points,
+    pairwise_costs,
+    sample_masks,
+    sample_targets,
+)
 
 
 class ClipMatcher(nn.Module):
@@ -41,27 +49,44 @@ class ClipMatcher(nn.Module):
         num_outputs, num_clips = outputs["pred_logits"].shape[:2]
         entries = [(layer, clip) for layer in range(num_outputs) for clip in range(num_clips)]
         # All costs first: a GPU computes the next while the first is copied.
-        costs = [self.cost(outputs, targets[clip], layer, clip) for layer, clip in entries]
+        costs = self.costs(outputs, targets, entries)
         return [
             assign(cost, targets[clip].get("name", f"clip {clip} of the batch"))
             for cost, (_, clip) in zip(costs, entries, strict=True)
         ]
 
-    def cost(self, outputs: dict[str, Any], target: dict[str, Any], layer: int, clip: int) -> Tensor:
-        """Cost of giving object g of a clip to query n: (N, G) float32."""
-        masks = outputs["pred_masks"][layer, clip]  # (N, T, h, w)
-        points = torch.rand(1, self.num_points, 2, device=masks.device)
-        return matching_cost(
-            outputs["pred_logits"][layer, clip],
-            sample_clip(masks, points),
-            target["labels"],
-            sample_clip(target["masks"].to(masks.device), points),
+    def costs(
+        self, outputs: dict[str, Any], targets: list[dict[str, Any]], entries: Sequence[tuple[int, int]]
+    ) -> list[Tensor]:
+        """Cost of giving object g of a clip to query n: (N, G) float32 for each (layer, clip) of `entries`."""
+        _, _, num_queries, num_frames, *_ = outputs["pred_masks"].shape
+        at_once = max(1, COMPARED_AT_ONCE // (num_queries * num_frames * self.num_points))
+        costs = []
+        for start in range(0, len(entries), at_once):
+            part = entries[start : start + at_once]
+            costs += self.costs_at_once(outputs, [targets[clip] for _, clip in part], part)
+        return costs
+
+    def costs_at_once(
+        self, outputs: dict[str, Any], targets: list[dict[str, Any]], entries: Sequence[tuple[int, int]]
+    ) -> list[Tensor]:
+        """As `costs`, with one target per entry; the masks of all entries are read before any is compared."""
+        logits = outputs["pred_logits"]
+        points = draw_points(len(entries), self.num_points, logits.device)
+        masks = [
+            sample_masks(outputs["pred_masks"][entry][None], here[None])
+            for entry, here in zip(entries, points, strict=True)
+        ]
+        return pairwise_costs(
+            torch.stack([logits[entry] for entry in entries]).float().softmax(-1),
+            torch.cat(masks),
+            [target["labels"] for target in targets],
+            sample_targets([target["masks"] for target in targets], points),
             cost_class=self.cost_class,
             cost_mask=self.cost_mask,
             cost_dice=self.cost_dice,
         )
 
-
-def sample_clip(masks: Tensor, points: Tensor) -> Tensor:
-    """Read the masks (N, T, h, w) of all frames at the same points (1, P, 2): (N, T*P)."""
-    return point_sample(masks, points.expand(len(masks), -1, -1)).flatten(1)
+    def cost(self, outputs: dict[str, Any], target: dict[str, Any], layer: int, clip: int) -> Tensor:
+        """Cost of giving object g of a clip to query n: (N, G) float32."""
+        return self.costs_at_once(outputs, [target], [(layer, clip)])[0]

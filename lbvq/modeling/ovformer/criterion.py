@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mask2former.modeling.criterion import SetCriterion, layer_weights
-from mask2former.modeling.matcher import HungarianMatcher, Match, pairwise_dice, pairwise_sigmoid_ce
-from mask2former.points import point_sample
+from mask2former.modeling.matcher import HungarianMatcher, Match
 
 if TYPE_CHECKING:
     from mask2former.cfg import Cfg
@@ -33,27 +32,10 @@ UNUSED_FREQUENCIES = ("r", "n")  # rare classes of LVIS, novel ones of LV-VIS: n
 class OpenVocabularyMatcher(HungarianMatcher):
     """Match by the score of `open_vocabulary_scores` and by the masks of images or of clips."""
 
-    def cost(self, outputs: dict[str, Any], target: dict[str, Any], image: int) -> Tensor:
-        """Cost of giving object g of an image or clip to query q: (Q, G) float32.
-
-        All frames of a clip are compared at the same points.
-        """
-        masks, gt_masks = outputs["pred_masks"][image], target["masks"]  # (Q, [T,] h, w) and (G, [T,] H, W)
-        labels = target["labels"].to(masks.device)
-        points = torch.rand(1, self.num_points, 2, device=masks.device)
-        with torch.autocast(masks.device.type, enabled=False):
-            pred, gt = (
-                point_sample(maps.to(masks.device).flatten(0, -3)[None], points)[0].unflatten(0, maps.shape[:-2])
-                for maps in (masks.float(), gt_masks)
-            )
-            pred, gt = pred.flatten(1), gt.float().flatten(1)
-            is_object = outputs["pred_object_logits"][image].float().softmax(-1)[:, :1]  # (Q, 1)
-            fits = outputs["pred_logits"][image].float().sigmoid()[:, labels]  # (Q, G)
-            return (
-                self.cost_mask * pairwise_sigmoid_ce(pred, gt)
-                + self.cost_dice * pairwise_dice(pred, gt)
-                - self.cost_class * (fits * is_object).sqrt()
-            )
+    def class_scores(self, outputs: dict[str, Any], images: slice) -> Tensor:
+        """Geometric mean of what the class and what "object" says: (b, Q, K+1)."""
+        is_object = outputs["pred_object_logits"][images].float().softmax(-1)[..., :1]  # (b, Q, 1)
+        return (outputs["pred_logits"][images].float().sigmoid() * is_object).sqrt()
 
 
 class OpenVocabularyCriterion(SetCriterion):
