@@ -10,9 +10,10 @@ import json
 import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lbvq.evaluation.annotations import Detection, GroundTruth, Video, read_detection
 from lbvq.evaluation.overlap import TubeRuns
@@ -21,6 +22,8 @@ from lbvq.files.mask_file import MaskFile, read_mask_file
 from lbvq.files.writing import atomic_path
 
 ARCHIVE_MEMBER = "results.json"
+_MASKS_AT_ONCE = 2048  # decoded together
+_PACKING = 4  # level of deflate: three times as fast as the usual 6, for masks 7 % larger
 _COUNTED = 100  # predictions of one video (or image) and class that the published metrics look at
 
 
@@ -153,17 +156,61 @@ def _check_layout(path: Path, findings: Findings) -> None:
 
 def _detections(file: MaskFile, truth: GroundTruth, rules: Server) -> Iterator[Detection | str]:
     """Check entry by entry: the detection, or its first fault."""
+    batch: list[Detection | str] = []
+    num_masks = 0
     for index, entry in enumerate(file.document):
-        where = f"{file.name}: detection {index} ({truth.noun} {{}})"
-        try:
-            detection = read_detection(entry, index, file, truth)
-            video = truth.videos[detection.video_id]
-            where = where.format(video.id)
-            fault = _number_fault(detection, truth) or _mask_fault(detection, entry, video, rules, where)
-        except ValueError as error:
-            yield str(error)
-            continue
-        yield f"{where}: {fault}" if fault else detection
+        found = _read_entry(entry, index, file, truth, rules)
+        batch.append(found)
+        num_masks += len(found.masks) if isinstance(found, Detection) else 0
+        if num_masks >= _MASKS_AT_ONCE:
+            yield from _with_faults_of_masks(batch, file, truth)
+            batch, num_masks = [], 0
+    yield from _with_faults_of_masks(batch, file, truth)
+
+
+def _read_entry(entry: Any, index: int, file: MaskFile, truth: GroundTruth, rules: Server) -> Detection | str:
+    """The detection, or its first fault but for those that only decoding its masks shows."""
+    try:
+        detection = read_detection(entry, index, file, truth)
+    except ValueError as error:
+        return str(error)
+    fault = _number_fault(detection, truth) or _form_fault(detection, entry, truth.videos[detection.video_id], rules)
+    return f"{_where(detection, file, truth)}: {fault}" if fault else detection
+
+
+def _where(detection: Detection, file: MaskFile, truth: GroundTruth) -> str:
+    return f"{file.name}: detection {detection.index} ({truth.noun} {detection.video_id})"
+
+
+def _with_faults_of_masks(
+    batch: Sequence[Detection | str], file: MaskFile, truth: GroundTruth
+) -> Iterator[Detection | str]:
+    """Decode all masks at once, and again one by one only where one of them is broken."""
+    by_size: dict[tuple[int, int], list[Detection]] = {}
+    for each in batch:
+        if isinstance(each, Detection):
+            by_size.setdefault(truth.videos[each.video_id].size or (1, 1), []).append(each)
+    faults = {index: text for group in by_size.items() for index, text in _faults_of_masks(*group, file, truth)}
+    for each in batch:
+        yield each if isinstance(each, str) else faults.get(each.index, each)
+
+
+def _faults_of_masks(
+    size: tuple[int, int], detections: Sequence[Detection], file: MaskFile, truth: GroundTruth
+) -> Iterator[tuple[int, str]]:
+    """Index and first fault of the detections with a broken mask; all have one frame size."""
+
+    def where(index: int, frame: int) -> str:
+        return f"{_where(detections[index], file, truth)}, frame {frame}"
+
+    try:
+        TubeRuns([each.masks for each in detections], size, where)
+    except ValueError as error:
+        if len(detections) == 1:
+            yield detections[0].index, str(error)
+            return
+        for each in detections:
+            yield from _faults_of_masks(size, [each], file, truth)
 
 
 def _number_fault(detection: Detection, truth: GroundTruth) -> str | None:
@@ -180,10 +227,8 @@ def _number_fault(detection: Detection, truth: GroundTruth) -> str | None:
     return None
 
 
-def _mask_fault(
-    detection: Detection, entry: Mapping[str, object], video: Video, rules: Server, where: str
-) -> str | None:
-    """The first fault of the masks; ValueError for one that cannot be read."""
+def _form_fault(detection: Detection, entry: Mapping[str, object], video: Video, rules: Server) -> str | None:
+    """The first fault of the list of masks and of how they are written."""
     texts = detection.masks
     if video.length is not None and len(texts) != video.length:
         return f"expected {video.length} segmentations, one per frame, got {len(texts)}"
@@ -192,7 +237,6 @@ def _mask_fault(
         return f"frame {listed[0]}: counts are a list; servers want the compressed string"
     if not rules.null_frames and None in texts and not {"height", "width"} <= set(entry):
         return f"frame {texts.index(None)} is null; this server wants an encoded empty mask there"
-    TubeRuns([texts], video.size or (1, 1), lambda _, frame: f"{where}, frame {frame}")
     return None
 
 
@@ -245,7 +289,7 @@ def pack(results: str | Path, archive: str | Path) -> int:
     with (
         open_json(results) as source,
         atomic_path(archive) as part,
-        zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as target,
+        zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=_PACKING) as target,
         target.open(ARCHIVE_MEMBER, "w", force_zip64=True) as stream,
     ):
         shutil.copyfileobj(source, stream, 1 << 20)
