@@ -25,6 +25,7 @@ NEW_HOME = {  # old module: the one that replaced it
     "lbvq.text_embeddings": "lbvq.inference.vocabulary",
     "lbvq.predict": "lbvq.cli.predict",
     "lbvq.evaluation.mask_file": "lbvq.files.mask_file",
+    "lbvq.evaluation.runs": "lbvq.masks.runs",
     "lbvq.engine.safe_pickle": "lbvq.files.safe_pickle",
     "lbvq.live": "lbvq.cli.live",
     "lbvq.modeling.clip_encoder": "lbvq.modeling.clips.encoder",

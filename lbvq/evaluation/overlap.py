@@ -12,7 +12,7 @@ from itertools import chain, pairwise
 import numpy as np
 
 from lbvq.evaluation.mask_texts import Masks
-from lbvq.evaluation.runs import decode_masks
+from lbvq.masks.runs import decode_masks
 
 _TUBES_AT_ONCE = 16  # that are compared with one; more would leave the processor's cache
 _MAX_TABLES = 4  # of runs per column; masks with more runs in a column are rare

@@ -23,10 +23,10 @@ from lbvq.evaluation.annotations import Detection, GroundTruth, Track, Video, re
 from lbvq.evaluation.boundary import BoundaryTubes, boundary_iou
 from lbvq.evaluation.mask_texts import Masks
 from lbvq.evaluation.overlap import TubeRuns, tube_iou
-from lbvq.evaluation.runs import keep_freed_memory
 from lbvq.evaluation.tube_ap_result import TubeApResult
 from lbvq.evaluation.tube_ap_settings import TubeApSettings
 from lbvq.files.mask_file import MaskFile
+from lbvq.masks.runs import keep_freed_memory
 
 _FRAMES_AT_ONCE = 2048  # masks that are decoded together
 _BOUNDARIES_AT_ONCE = 512  # masks whose boundaries are held together

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lbvq.masks import rle
+from lbvq.masks.runs import canonical_counts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,9 +80,14 @@ class MaskTubes:
             if not isinstance(masks, (list, tuple)) or len(masks) != num_frames:
                 got = len(masks) if isinstance(masks, (list, tuple)) else type(masks).__name__
                 raise ValueError(f"{prefix}object {n}: expected a list of {num_frames} masks, got {got}")
-            for t, mask in enumerate(masks):
-                if mask is not None:
-                    tubes._counts[n][t] = tubes._canonical(mask, f"{prefix}object {n}, frame {t}")
+        places = [(n, t) for n, masks in enumerate(segmentations) for t, mask in enumerate(masks) if mask is not None]
+        coded = canonical_counts(
+            [segmentations[n][t] for n, t in places],
+            tubes.size,
+            lambda index: f"{prefix}object {places[index][0]}, frame {places[index][1]}",
+        )
+        for (n, t), counts in zip(places, coded, strict=True):
+            tubes._counts[n][t] = None if counts == tubes._empty else counts
         return tubes
 
     def append(self, masks: np.ndarray | Tensor, rows: Sequence[int] | Tensor | None = None) -> None:
@@ -194,10 +200,6 @@ class MaskTubes:
             raise IndexError(f"frame {t} does not exist, the tubes have {self.num_frames} frames")
         masks = [None if row[t] is None else {"size": self.size, "counts": row[t]} for row in self._counts]
         return rle.decode_many(masks, self.size)
-
-    def _canonical(self, mask: Any, where: str) -> str | None:
-        coded = rle.to_rle(mask, *self.size, where=where)["counts"]
-        return None if coded == self._empty else coded
 
     def _encode_frame(self, masks: np.ndarray | Tensor) -> list[str | None]:
         """(N, H, W) -> N strings, None for masks without a pixel."""

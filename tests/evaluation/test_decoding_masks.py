@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbvq.evaluation.runs import decode_masks
 from lbvq.masks import rle
+from lbvq.masks.runs import canonical_counts, decode_masks
 
 
 def decode(texts, size):
@@ -81,3 +81,54 @@ def test_tubes_longer_than_32_bits_are_decoded_with_64():
     runs = decode_masks(texts, np.array([size] * frames), offsets, str)
     np.testing.assert_array_equal(runs.end, offsets + 2**27)
     assert runs.areas.tolist() == [1] * frames
+
+
+def expected_counts(masks, size):
+    """What the strict reader makes of every mask, or what it says of the first broken one."""
+    try:
+        return [rle.to_rle(mask, *size, f"mask {index}")["counts"] for index, mask in enumerate(masks)]
+    except ValueError as error:
+        return str(error)
+
+
+def packed(masks, size):
+    try:
+        return canonical_counts(masks, size, lambda index: f"mask {index}")
+    except ValueError as error:
+        return str(error)
+
+
+@given(st.lists(st.text(alphabet=[*map(chr, range(48, 112)), '"', "é"], max_size=9), min_size=1, max_size=4))
+@settings(max_examples=200, deadline=None)
+def test_many_strings_become_what_each_becomes_alone_and_the_first_broken_one_is_named(counts):
+    good = {"size": [5, 7], "counts": [3, 4, 28]}
+    masks = [good, *({"size": [5, 7], "counts": each} for each in counts)]
+    assert packed(masks, (5, 7)) == expected_counts(masks, (5, 7))
+
+
+@given(st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=9), min_size=1, max_size=4), st.data())
+@settings(max_examples=150, deadline=None)
+def test_runs_of_no_length_and_digits_too_many_go(runs, data):
+    """A digit too many: 5 may be written as 32 + 5 and 0, and -5 as 32 + 27 and 31."""
+    size = (1, 1 + max(map(sum, runs)))
+    masks = []
+    for each in runs:
+        each = [*each, size[1] - sum(each), *data.draw(st.sampled_from([[], [0], [0, 0]]))]
+        numbers = [each[i] - (each[i - 2] if i > 2 else 0) for i in range(len(each))]
+        extra = data.draw(st.integers(0, 2))
+        digits = [[n >> 5 * k & 31 for k in range(2 + extra)] for n in numbers]
+        text = "".join(chr(48 + d + 32 * (k < 1 + extra)) for number in digits for k, d in enumerate(number))
+        masks.append({"size": list(size), "counts": data.draw(st.sampled_from([text, text.encode(), each]))})
+    found = packed(masks, size)
+    assert found == expected_counts(masks, size)
+    assert all(isinstance(each, str) for each in found)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [None, {"size": [2, 3.0], "counts": "06"}, {"size": [3, 2], "counts": "6"}, {"size": [2, True], "counts": "2"}],
+)
+def test_masks_of_another_form_or_size_are_refused_like_alone(broken):
+    masks = [{"size": [2, 3], "counts": "6"}, broken, {"size": [2, 3], "counts": "7"}]
+    assert packed(masks, (2, 3)) == expected_counts(masks, (2, 3))
+    assert packed(masks, (2, 3)).startswith("mask 1: ")

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from plain_tube_ap import as_files, boundary, evaluate, random_case, tube_iou
 
 import lbvq.evaluation.boundary
-import lbvq.evaluation.runs
 import lbvq.evaluation.tube_ap
+import lbvq.masks.runs
 from lbvq.evaluation.annotations import GroundTruth, read_predictions
 from lbvq.evaluation.boundary import BoundaryTubes, boundary_iou
 from lbvq.evaluation.overlap import TubeRuns
@@ -226,7 +226,7 @@ def test_long_videos_are_cut_into_portions_without_a_trace(monkeypatch):
     whole = compute(files, boundary_ratio=0.05)
     monkeypatch.setattr(lbvq.evaluation.tube_ap, "_FRAMES_AT_ONCE", 1)
     monkeypatch.setattr(lbvq.evaluation.tube_ap, "_BOUNDARIES_AT_ONCE", 1)
-    monkeypatch.setattr(lbvq.evaluation.runs, "_PORTION_BYTES", 10)
+    monkeypatch.setattr(lbvq.masks.runs, "_PORTION_BYTES", 10)
     monkeypatch.setattr(lbvq.evaluation.boundary, "_MAX_GATHERED_WORDS", 1)
     assert_same(whole, compute(files, boundary_ratio=0.05))
 

@@ -14,11 +14,11 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from lbvq.masks.rle import MAX_PIXELS, to_rle
+from lbvq.masks.rle import MAX_PIXELS, join_zero_runs, pack_runs, to_rle
 
 _QUOTE = ord('"') - ord("0") + 256  # a quotation mark, counted as a base-32 digit in uint8
 _BACKSLASH = ord("\\") - ord("0")
@@ -71,6 +71,53 @@ def decode_masks(
             runs = _decode(rewritten, num_pixels[part], offsets[part])
         parts.append(runs)
     return _concatenate(parts)
+
+
+def canonical_counts(masks: Sequence[Any], size: tuple[int, int], where: Callable[[int], str]) -> list[str]:
+    """The counts that `to_rle` gives each of N segmentations, for nearly all of them at once.
+
+    Args:
+        masks: compressed masks as a rule; other forms take longer.
+        size: height and width of all.
+        where: gives the place of mask i for the message of the ValueError that a broken one raises.
+    """
+    wanted = list(size)
+    try:
+        texts = [_quoted(mask, wanted, where, index) for index, mask in enumerate(masks)]
+        return [counts for start, stop in _portions(texts) for counts in _pack_again(texts[start:stop], size)]
+    except ValueError:
+        for index, mask in enumerate(masks):  # now it is known that one is broken: the first says why
+            to_rle(mask, *size, where(index))
+        raise
+
+
+def _quoted(mask: Any, size: list[int], where: Callable[[int], str], index: int) -> bytes:
+    """Counts as they would be in a JSON file."""
+    counts = mask.get("counts") if isinstance(mask, dict) else None
+    given = mask.get("size") if isinstance(counts, (str, bytes)) else None
+    if not isinstance(given, list) or given != size or type(given[0]) is not int or type(given[1]) is not int:
+        counts = to_rle(mask, *size, where(index))["counts"]
+    raw = counts if isinstance(counts, bytes) else counts.encode("ascii")
+    return b'"%s"' % raw.replace(b"\\", b"\\\\")
+
+
+def _pack_again(texts: Sequence[bytes], size: tuple[int, int]) -> list[str]:
+    """Decode masks of one size and pack their runs as `to_rle` does."""
+    sizes = np.broadcast_to(np.array(size, np.int64), (len(texts), 2))
+    runs = decode_masks(texts, sizes, np.zeros(len(texts), np.int64), str)
+    before = np.concatenate(([0], runs.end[:-1]))
+    before[runs.first[:-1]] = 0
+    lengths = np.stack((runs.start - before, runs.end - runs.start), axis=1).ravel().astype(np.int64)
+    first, last = 2 * runs.first[:-1], 2 * runs.first[1:] - 1
+    is_kept = np.ones(len(lengths), bool)
+    is_kept[last] = lengths[last] > 0  # no foreground behind the last background
+    is_superfluous = (lengths == 0) & is_kept
+    is_superfluous[first] = False  # a mask may begin with foreground
+    counts = pack_runs(lengths[np.flatnonzero(is_kept)], last - first + is_kept[last])
+    for mask in np.unique(np.searchsorted(first, np.flatnonzero(is_superfluous), side="right") - 1).tolist():
+        joined = join_zero_runs(lengths[first[mask] : last[mask] + is_kept[last[mask]]])
+        counts[mask] = pack_runs(joined, np.array([len(joined)]))[0]
+    return counts
 
 
 def _later(where: Callable[[int], str], start: int, index: int) -> str:
