@@ -87,6 +87,7 @@ COMMANDS: dict[str, Callable[[argparse.ArgumentParser, Sequence[str]], int]] = {
     "split": _module("split", "Set videos of a data folder aside for development."),
     "train": _module("train", "Train on a data folder, from published weights or from scratch."),
     "eval": _module("eval", "Score a trained model on a data folder."),
+    "compare": _module("compare", "Compare two results files: is the difference noise, and where does it come from."),
     "export": _module("export", "Turn predictions or a data folder into the format of a labelling tool."),
     "download": _module("download", "Fetch the weights of published models."),
     "list": list_models,

@@ -10,14 +10,16 @@ import contextlib
 import io
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from lbvq.evaluation.tube_ap_result import to_percent
+from lbvq.evaluation.diagnosis.outcomes import Outcomes
+from lbvq.evaluation.tube_ap_result import to_percent, unique_names
 from lbvq.files import rules
 from lbvq.files.mask_file import MaskFile, read_mask_file
 from lbvq.masks.rle import area, to_bbox, to_rle
@@ -45,6 +47,18 @@ def score_coco(
     Returns:
         task -> name -> percent, nan where there is nothing to measure; "AP-<class>" for classes.
     """
+    return {task: _evaluate(*pair, task) for task, pair in _read_both(ground_truth, predictions, tasks).items()}
+
+
+def judge_coco(
+    ground_truth: str | Path | Mapping[str, Any] | MaskFile, predictions: str | Path | Iterable[Mapping[str, Any]]
+) -> dict[str, Outcomes]:
+    """Task -> what became of every detection that counts, as pycocotools matches them."""
+    return {task: _judge(*pair, task) for task, pair in _read_both(ground_truth, predictions, None).items()}
+
+
+def _read_both(ground_truth: Any, predictions: Any, tasks: Sequence[str] | None) -> dict[str, tuple[COCO, COCO]]:
+    """Task -> annotations and detections."""
     truth_file = _read(ground_truth, "ground truth")
     sizes = _image_sizes(truth_file)
     truth = _read_truth(truth_file, sizes)
@@ -56,7 +70,7 @@ def score_coco(
         tasks = [task for task in COCO_TASKS if all(_has(entry, fields[task]) for entry in file.document)]
         if not tasks:
             raise ValueError(f"{file.name}: some detections have no 'segmentation' and some have no 'bbox'")
-    return {task: _evaluate(truth, _read_detections(file, sizes, truth, task), task) for task in tasks}
+    return {task: (truth, _read_detections(file, sizes, truth, task)) for task in tasks}
 
 
 def check_coco(ground_truth: str | Path | Mapping[str, Any] | MaskFile) -> None:
@@ -186,6 +200,53 @@ def _as_coco(images: list[Entry], categories: list[Entry], annotations: list[Ent
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
     return coco
+
+
+def _judge(truth: COCO, detections: COCO, task: str) -> Outcomes:
+    """Read the matches of objects of all sizes; images stand for videos."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(truth, detections, task)
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
+        evaluation.evaluate()
+    params = evaluation.params
+    places = {category_id: index for index, category_id in enumerate(params.catIds)}
+    none = {"category_id": params.catIds[0] if params.catIds else 0, "image_id": 0, "dtIds": [], "dtScores": []}
+    empty = np.zeros((len(params.iouThrs), 0), bool)
+    none |= {"dtMatches": empty, "dtIgnore": empty, "gtIgnore": []}
+    found = [none, *filter(None, evaluation.evalImgs)]
+    place, image, own_ids = (np.array(list(each), np.int64) for each in zip(*_keys(found, places), strict=True))
+    score = np.concatenate([np.array(each["dtScores"], np.float64) for each in found])
+    order = np.argsort(-score, kind="stable")
+    matched, ignored = (
+        np.concatenate([np.asarray(each[key], bool) for each in found], axis=1).T[order]
+        for key in ("dtMatches", "dtIgnore")
+    )
+    counted = [~np.asarray(each["gtIgnore"], bool) for each in found]
+    index = np.repeat(np.arange(len(found)), own_ids)[order]
+    track = np.repeat(np.arange(len(found)), [len(each) for each in counted])
+    names = {each: str(truth.cats[each]["name"]) for each in params.catIds}
+    return Outcomes(
+        thresholds=np.array(params.iouThrs),
+        recalls=np.array(params.recThrs),
+        names=tuple(unique_names(names).values()),
+        source=order,
+        order=np.concatenate([np.array(each["dtIds"], np.int64) for each in found])[order] - 1,
+        video=image[index],
+        place=place[index],
+        score=score[order],
+        true=matched & ~ignored,
+        false=~matched & ~ignored,
+        track=np.full(matched.shape, -1),
+        counted=np.concatenate(counted),
+        track_place=place[track],
+        track_video=image[track],
+    )
+
+
+def _keys(found: Iterable[Mapping[str, Any]], places: Mapping[int, int]) -> Iterator[tuple[int, int, int]]:
+    """Position of the category, id of the image, and number of detections of each comparison."""
+    for each in found:
+        yield places.get(each["category_id"], 0), each["image_id"], len(each["dtIds"])
 
 
 def _evaluate(truth: COCO, detections: COCO, task: str) -> dict[str, float]:

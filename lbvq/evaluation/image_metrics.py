@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lbvq.evaluation.base import Results
+    from lbvq.evaluation.diagnosis.outcomes import Outcomes
 
 
 def _coco(ground_truth: Any, results: Any) -> Results:
@@ -19,6 +20,18 @@ def _lvis(ground_truth: Any, results: Any) -> Results:
     from lbvq.evaluation.lvis import LvisScorer
 
     return {"segm": LvisScorer(ground_truth).update(results).compute()}
+
+
+def _judge_coco(ground_truth: Any, results: Any) -> dict[str, Outcomes]:
+    from lbvq.evaluation.coco import judge_coco
+
+    return judge_coco(ground_truth, results)
+
+
+def _judge_lvis(ground_truth: Any, results: Any) -> dict[str, Outcomes]:
+    from lbvq.evaluation.lvis import LvisScorer
+
+    return {"segm": LvisScorer(ground_truth).update(results).outcomes()}
 
 
 def _check_coco(ground_truth: Any) -> None:
@@ -35,6 +48,9 @@ def _check_lvis(ground_truth: Any) -> None:
 
 # Name -> function of annotations and results, both a path or what `read_mask_file` returned.
 IMAGE_METRICS: dict[str, Callable[[Any, Any], Results]] = {"coco": _coco, "lvis": _lvis}
+
+# Name -> function of the same that tells what became of every detection, by task.
+IMAGE_JUDGES: dict[str, Callable[[Any, Any], dict[str, Outcomes]]] = {"coco": _judge_coco, "lvis": _judge_lvis}
 
 # Name -> function of annotations that raises ValueError where scoring would.
 IMAGE_CHECKS: dict[str, Callable[[Any], None]] = {"coco": _check_coco, "lvis": _check_lvis}

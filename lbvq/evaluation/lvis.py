@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lbvq.evaluation.annotations import GroundTruth, Track
+from lbvq.evaluation.diagnosis.outcomes import Outcomes, outcomes
 from lbvq.evaluation.overlap import TubeRuns
 from lbvq.evaluation.tube_ap import TubeAP
 from lbvq.evaluation.tube_ap_result import TubeApResult, to_percent
@@ -62,6 +63,10 @@ class LvisScorer:
         """Add what a scorer in another process has collected."""
         self._ap.merge(state)
         return self
+
+    def outcomes(self) -> Outcomes:
+        """What became of every detection."""
+        return outcomes(self._ap.ground_truth, self._ap.settings, self._ap.collected())
 
     def result(self) -> TubeApResult:
         """Arrays of precision and recall."""

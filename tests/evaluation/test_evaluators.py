@@ -112,7 +112,7 @@ def test_what_the_score_lacks_is_told_beside_it(metric, tmp_path, caplog):
     written = json.loads((tmp_path / "out" / "analysis.json").read_text())
     assert written["AP"] == pytest.approx(results["segm"]["AP"]) and written["AP"] < 100
     assert written["oracles"]["classes"] == pytest.approx(100)
-    assert f"Where AP is lost ({written['AP']:.3f})" in caplog.text
+    assert f"Where AP is lost ({written['AP']:.3f};" in caplog.text
 
 
 @pytest.mark.parametrize("as_tubes", [False, True])

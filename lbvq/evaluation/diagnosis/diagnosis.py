@@ -17,6 +17,14 @@ from typing import Any
 import numpy as np
 
 from lbvq.evaluation.annotations import GroundTruth, read_predictions
+from lbvq.evaluation.bootstrap import (
+    CONFIDENCE,
+    RESAMPLES,
+    Interval,
+    draw_videos,
+    mean_over_categories,
+    weighted_ap,
+)
 from lbvq.evaluation.diagnosis.frames import frame_pixels
 from lbvq.evaluation.diagnosis.joining import Joining, best_joining
 from lbvq.evaluation.diagnosis.kinds import (
@@ -109,6 +117,13 @@ class Diagnosis:
         base = mean_precision(self._base)
         return {name: to_percent(max(base, mean_precision(self.precision[name]))) for name in _TITLES}
 
+    @cached_property
+    def interval(self) -> Interval:
+        """AP in percent with its interval from drawing the videos anew."""
+        videos = np.array(sorted(self.ground_truth.videos), np.int64)
+        ap = weighted_ap(self.judged, videos, draw_videos(len(videos)))
+        return Interval.of(to_percent(mean_precision(self._base)), 100 * mean_over_categories(ap.mean(1)))
+
     def kinds(self) -> dict[str, dict[str, float]]:
         """Kind -> number of errors at the least IoU threshold, mean number over all of them, and cost in AP."""
         base = mean_precision(self._base)
@@ -192,6 +207,7 @@ class Diagnosis:
         ]
         return {
             "AP": to_percent(mean_precision(self._base)),
+            "interval": [self.interval.low, self.interval.high],
             "oracles": self.oracles(),
             "kinds": self.kinds(),
             "identities": {"exact": self.joining.exact, "joined": joined},
@@ -205,7 +221,9 @@ class Diagnosis:
         ap = to_percent(mean_precision(self._base))
         if math.isnan(ap):
             return "Where AP is lost: there is no track to find."
-        lines = [f"Where AP is lost ({ap:.3f}):", f"{'AP if':44}{'AP':>9}{'gain':>9}"]
+        low, high = self.interval.low, self.interval.high
+        share = f"{CONFIDENCE:.0%} of {RESAMPLES} draws of the videos give {low:.3f} to {high:.3f}"
+        lines = [f"Where AP is lost ({ap:.3f}; {share}):", f"{'AP if':44}{'AP':>9}{'gain':>9}"]
         lines += [f"{_TITLES[name]:44}{value:9.3f}{value - ap:9.3f}" for name, value in self.oracles().items()]
         lines.append(f"{'errors':20}{'at IoU 0.5':>12}{'mean':>12}{'AP if mended':>18}")
         for kind, row in self.kinds().items():
