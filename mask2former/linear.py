@@ -42,10 +42,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool 
 def linear_transposed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Compute W x^T + b: x (B, Q, C_in), weight (C_out, C_in), bias (C_out,) -> (B, C_out, Q), never in bfloat16."""
     if _can_use_onednn(x, weight, bias):
-        product = torch.stack([_exact_product(weight, rows) for rows in x])
-    else:
-        product = torch.bmm(weight.expand(len(x), -1, -1), x.transpose(1, 2))
-    return product + bias[:, None]
+        return _stack([_exact_product(weight, rows) for rows in x]).add_(bias[:, None])
+    return torch.bmm(weight.expand(len(x), -1, -1), x.transpose(1, 2)) + bias[:, None]
 
 
 def compact(x: Tensor) -> Tensor:
@@ -98,7 +96,7 @@ def mask_logits(embeddings: Tensor, features: Tensor) -> Tensor:
     """
     if _can_use_onednn(embeddings, features):
         pixels = features.permute(0, 2, 3, 1).flatten(1, 2)  # (B, H*W, C)
-        masks = torch.stack([_exact_product(*pair) for pair in zip(embeddings, pixels, strict=True)])
+        masks = _stack([_exact_product(*pair) for pair in zip(embeddings, pixels, strict=True)])
     else:
         masks = torch.bmm(embeddings, features.flatten(2))
     return masks.unflatten(2, features.shape[-2:])
@@ -107,6 +105,11 @@ def mask_logits(embeddings: Tensor, features: Tensor) -> Tensor:
 def _exact_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b by oneDNN in the type of the inputs."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    """`torch.stack` without a copy of a single tensor."""
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
 
 
 def _rounded(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -30,7 +30,7 @@ from ..linear import Linear, linear_transposed
 Sizes = Sequence[tuple[int, int]]
 Kernel = Callable[[Tensor, Sizes, Tensor, Tensor], Tensor]
 
-QUERY_CHUNK = 2048  # queries sampled at once on the CPU: bounds memory, and the intermediate results stay in its caches
+QUERY_CHUNK = 1024  # queries sampled at once on the CPU: bounds memory, and the intermediate results stay in its caches
 BORDER = 2  # cells of zeros around every map, so that no neighbour of a clamped point needs a test
 
 
@@ -225,9 +225,19 @@ def _sum_bags(table: Tensor, sizes: Sizes, points: Tensor, weights: Tensor) -> T
     corner_weights = torch.stack((left - left_below, right - right_below, left_below, right_below), dim=1)
     rows = _corner_rows(points.detach(), sizes, len(table) // num_heads)
     # Bags must be contiguous: (M, 4, L, P, q) -> (M*q, 4*L*P).
-    rows, corner_weights = (x.flatten(1, 3).transpose(1, 2).flatten(0, 1) for x in (rows, corner_weights))
+    rows, corner_weights = (_queries_first(x.flatten(1, 3)).flatten(0, 1) for x in (rows, corner_weights))
     sums = F.embedding_bag(rows, table, mode="sum", per_sample_weights=corner_weights)
     return sums.unflatten(0, (num_heads, num_queries))
+
+
+def _queries_first(x: Tensor) -> Tensor:
+    """(M, K, q) -> (M, q, K), contiguous."""
+    if x.requires_grad or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return x.transpose(1, 2).contiguous()
+    out = x.new_empty(len(x), x.shape[2], x.shape[1])
+    for turned, head in zip(out, x, strict=True):  # a matrix by itself is copied in blocks, three axes are not
+        turned.copy_(head.T)
+    return out
 
 
 def _corner_rows(points: Tensor, sizes: Sizes, rows_per_head: int) -> Tensor:

@@ -215,8 +215,9 @@ class MSDeformAttnPixelDecoder(nn.Module):
 
     def _refine(self, coarse: Tensor, feature: Tensor, number: int) -> Tensor:
         """Add a finer backbone feature to a map resized to its size, and smooth the sum."""
-        resized = resize_bilinear(coarse, size_of(feature))
-        return getattr(self, f"layer_{number}")(getattr(self, f"adapter_{number}")(feature) + resized)
+        resized = resize_bilinear(compact(coarse), size_of(feature))
+        total = getattr(self, f"adapter_{number}")(compact(feature)) + resized
+        return getattr(self, f"layer_{number}")(total).to(feature.dtype)
 
 
 def _input_projection(in_channels: int, conv_dim: int) -> nn.Sequential:
