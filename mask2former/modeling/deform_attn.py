@@ -7,18 +7,24 @@ return the same numbers up to rounding:
 
     kernel(value, sizes, points, weights) -> sampled
 
-    value    (B, S, M, D)           values of all maps, one map after the other, row by row
+    value    (B, S, M, D)           values of all maps, one map after the other, row by row; may be less precise than
+                                    points and weights, in whose precision the sums are taken
     sizes    [(H_1, W_1), ...]      of the L maps; S is the sum of their areas
     points   (B, 2, M, L, P, Q)     x and y in cells of map l; the centre of its first cell is (0, 0)
     weights  (B, M, L, P, Q)        attention weights
-    sampled  (B, Q, M*D)            sums of weighted, bilinearly interpolated values; a map is 0 outside
+    sampled  (B, Q, M*D)            sums of weighted, bilinearly interpolated values; a map is 0 outside; as precise as
+                                    the values at least
 
 Queries come last in `points` and `weights` because all arithmetic on them then runs over long contiguous rows.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import logging
 import math
+import os
 from collections.abc import Callable, Sequence
 
 import torch
@@ -26,6 +32,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..linear import Linear, linear_transposed
+
+logger = logging.getLogger(__name__)
 
 Sizes = Sequence[tuple[int, int]]
 Kernel = Callable[[Tensor, Sizes, Tensor, Tensor], Tensor]
@@ -36,6 +44,7 @@ BORDER = 2  # cells of zeros around every map, so that no neighbour of a clamped
 
 def sample_by_grid(value: Tensor, sizes: Sizes, points: Tensor, weights: Tensor) -> Tensor:
     """Sample with `grid_sample`, one call per map."""
+    value = value.to(points.dtype)
     batch, _, num_heads, head_dim = value.shape
     total = torch.zeros((), device=value.device, dtype=value.dtype)
     levels = value.split(_areas(sizes), dim=1)
@@ -54,6 +63,7 @@ def sample_by_bags(value: Tensor, sizes: Sizes, points: Tensor, weights: Tensor)
 
     On the CPU five times faster than `grid_sample`, which interpolates channel by channel.
     """
+    value = value.to(points.dtype)
     outputs = []
     for image_value, image_points, image_weights in zip(value, points, weights, strict=True):
         table = _padded_table(image_value, sizes)
@@ -63,12 +73,104 @@ def sample_by_bags(value: Tensor, sizes: Sizes, points: Tensor, weights: Tensor)
     return torch.stack(outputs)
 
 
-KERNELS: dict[str, Kernel] = {"grid_sample": sample_by_grid, "embedding_bag": sample_by_bags}
+def sample_by_triton(value: Tensor, sizes: Sizes, points: Tensor, weights: Tensor) -> Tensor:
+    """Sample with one kernel that keeps no samples in memory, on GPUs; see `deform_attn_triton`."""
+    refusal = _why_not_triton(value.device, len(sizes), value.shape[-1])
+    if refusal:
+        raise ValueError(f"the Triton kernel of deformable attention cannot run: {refusal}; choose another kernel.")
+    from .deform_attn_triton import sum_points
+
+    return sum_points(value, [side for size in sizes for side in size], points, weights)
 
 
-def choose_kernel(value: Tensor) -> str:
-    """Name the fastest form for the device of `value`."""
-    return "embedding_bag" if value.device.type == "cpu" else "grid_sample"
+KERNELS: dict[str, Kernel] = {
+    "grid_sample": sample_by_grid,
+    "embedding_bag": sample_by_bags,
+    "triton": sample_by_triton,
+}
+
+
+def choose_kernel(value: Tensor, num_levels: int, num_points: int) -> str:
+    """Name the fastest form for the device of `value` (B, S, M, D)."""
+    if value.device.type == "cpu":
+        return "embedding_bag"
+    is_plain = value.device.type == "cuda" and value.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    if not is_plain or torch.are_deterministic_algorithms_enabled():
+        return "grid_sample"
+    layout = (num_levels, num_points, *value.shape[2:])
+    return "triton" if triton_agrees(value.device, value.dtype, *layout) else "grid_sample"
+
+
+@torch.compiler.assume_constant_result
+def triton_agrees(
+    device: torch.device, dtype: torch.dtype, num_levels: int, num_points: int, num_heads: int, head_dim: int
+) -> bool:
+    """Whether the Triton kernel runs on a device and gives what `grid_sample` gives there, sums and gradients.
+
+    Triton compiles on the machine where it runs, which can fail for want of a C compiler or of support for the GPU.
+    Tried once for every layout, with few queries; a warning says why not.
+    """
+    return _triton_agrees(device, dtype, num_levels, num_points, num_heads, head_dim)
+
+
+@functools.cache
+def _triton_agrees(device: torch.device, dtype: torch.dtype, num_levels: int, *layout: int) -> bool:
+    try:
+        refusal = _why_not_triton(device, num_levels, layout[-1])
+        if refusal:
+            logger.info("Deformable attention by grid_sample: %s.", refusal)
+            return False
+        difference = _difference_to_grid(device, dtype, num_levels, *layout)
+    except Exception as error:  # of compilers and drivers, of any kind
+        logger.warning("Deformable attention by grid_sample: its faster Triton kernel failed, %r.", error)
+        return False
+    # results are rounded to the type, and float32 sums may be taken in another order
+    if not difference <= torch.finfo(dtype).eps + 1e-4:
+        logger.warning("Deformable attention by grid_sample: its faster Triton kernel is off by %.1e.", difference)
+        return False
+    return True
+
+
+def _why_not_triton(device: torch.device, num_levels: int, head_dim: int) -> str:
+    """Why the Triton kernel cannot be tried, or an empty text."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; on Linux it comes with PyTorch for CUDA"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (7, 5):
+        return "Triton needs a GPU of compute capability 7.5 or later"
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"Triton needs a GPU, the values are on {device} (its interpreter, TRITON_INTERPRET=1, is for tests)"
+    from .deform_attn_triton import MAX_HEAD_DIM, MAX_LEVELS
+
+    if num_levels > MAX_LEVELS or head_dim > MAX_HEAD_DIM:
+        most = f"up to {MAX_LEVELS} maps and {MAX_HEAD_DIM} channels per head"
+        return f"the Triton kernel takes {most}, got {num_levels} and {head_dim}"
+    return ""
+
+
+def _difference_to_grid(
+    device: torch.device, dtype: torch.dtype, num_levels: int, num_points: int, num_heads: int, head_dim: int
+) -> float:
+    """Largest difference of sums and gradients from those of `grid_sample`, relative to the largest of each."""
+    sizes = [(5 + level, 3 + 2 * level) for level in range(num_levels)]
+    num_queries = 19
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+
+        def numbers(*shape: int, scale: float = 1.0) -> Tensor:
+            """Between -scale and scale, and the same everywhere: the random numbers of a training are not touched."""
+            steps = torch.arange(math.prod(shape), dtype=torch.float32, device=device)
+            return ((steps * 0.61803).frac() * 2 - 1).mul_(scale).view(shape)
+
+        value = numbers(1, sum(_areas(sizes)), num_heads, head_dim).to(dtype)
+        points = numbers(1, 2, num_heads, num_levels, num_points, num_queries, scale=4.0) + 2.25  # some outside
+        weights = numbers(1, num_heads, num_levels, num_points, num_queries)
+        grad = numbers(1, num_queries, num_heads * head_dim).to(dtype)
+        results = []
+        for kernel in (sample_by_grid, sample_by_triton):
+            inputs = [tensor.clone().requires_grad_() for tensor in (value, points, weights)]
+            out = kernel(inputs[0], sizes, inputs[1], inputs[2])
+            results.append([out, *torch.autograd.grad(out, inputs, grad.to(out.dtype))])
+        pairs = [(a.detach().float(), b.detach().float()) for a, b in zip(*results, strict=True)]
+        return max(((a - b).abs().max() / a.abs().max().clamp(min=1e-6)).item() for a, b in pairs)
 
 
 class MSDeformAttn(nn.Module):
@@ -150,9 +252,9 @@ class MSDeformAttn(nn.Module):
         # Half precision could not tell neighbouring cells of a large map apart.
         dtype = torch.promote_types(value.dtype, torch.float32)
         points, weights = self._points_and_weights(query, reference_points.to(dtype), sizes)
-        kernel = KERNELS[self.kernel or choose_kernel(value)]
-        sampled = kernel(value.to(dtype).unflatten(-1, (self.n_heads, -1)), sizes, points, weights)
-        return sampled.to(value.dtype)
+        values = value.unflatten(-1, (self.n_heads, -1))
+        kernel = KERNELS[self.kernel or choose_kernel(values, self.n_levels, self.n_points)]
+        return kernel(values, sizes, points, weights).to(value.dtype)
 
     def _points_and_weights(self, query: Tensor, reference_points: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
         """Where every query looks and how much each point counts, as kernels take it, as precise as the references."""
