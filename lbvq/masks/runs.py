@@ -197,8 +197,7 @@ def _read_compressed(blob: bytes, num_masks: int, dtype: type) -> _RunLengths:
     is_end = digits < 32  # the last digit of a number lacks the continuation bit
     others = np.flatnonzero(~is_end)
     kinds = digits.take(others)
-    is_quote = kinds == _QUOTE
-    quotes = np.flatnonzero(is_quote)  # among the others
+    quotes = np.flatnonzero(kinds == _QUOTE)  # among the others
     if len(quotes) != 2 * num_masks or np.count_nonzero(kinds > 63) != len(quotes):
         raise _UnusualMasksError
     opening, closing = others[quotes[::2]], others[quotes[1::2]]
@@ -210,10 +209,9 @@ def _read_compressed(blob: bytes, num_masks: int, dtype: type) -> _RunLengths:
     numbers = np.diff(closing - quotes[1::2], prepend=0)  # of each mask
     is_odd = numbers % 2 == 1
     is_end[closing[is_odd]] = True  # the quotation mark stands for a last foreground run of length zero
-    values = _join_digits(digits, others.take(np.flatnonzero(~is_quote)), dtype)
-    ends = np.flatnonzero(is_end)
+    values = _join_digits(digits, dtype).take(np.flatnonzero(is_end))
     first = np.concatenate(([0], np.cumsum((numbers + is_odd) // 2)))
-    return _undo_differences(values.take(ends[::2]), values.take(ends[1::2]), first, is_odd)
+    return _undo_differences(values[::2].copy(), values[1::2].copy(), first, is_odd)
 
 
 def _check_escapes(backslashes: np.ndarray) -> None:
@@ -222,26 +220,24 @@ def _check_escapes(backslashes: np.ndarray) -> None:
         raise _UnusualMasksError
 
 
-def _join_digits(digits: np.ndarray, continued: np.ndarray, dtype: type) -> np.ndarray:
-    """Give the last digit of every number the value of the whole number.
-
-    Args:
-        digits: all digits; those of higher places come later.
-        continued: positions of the digits that are not the last one of their number.
-        dtype: of the values.
-    """
+def _join_digits(digits: np.ndarray, dtype: type) -> np.ndarray:
+    """Give the last digit of every number the value of the whole number; digits of higher places come later."""
     low = digits & 31
-    values = ((low ^ 16).view(np.int8) - np.int8(16)).astype(dtype)  # bit 16 of the last digit is the sign
-    end = continued + 1
-    chosen = np.flatnonzero(digits.take(end) < 32)
-    digit, end = continued.take(chosen), end.take(chosen)
-    for _ in range(_MAX_EXTRA_DIGITS):
-        values[end] = (values.take(end) << 5) + low.take(digit)
+    is_continued = (digits & 0xE0) == 32
+    # Numbers of up to two digits first; bit 16 of the last digit is the sign.
+    values = ((low ^ 16).view(np.int8) - np.int8(16)).astype(np.int16)
+    values[1:] <<= 5 * is_continued[:-1].view(np.uint8)
+    values[1:] += low[:-1] * is_continued[:-1]
+    values = values.astype(dtype)
+    digit = 1 + np.flatnonzero(is_continued[:-2] & is_continued[1:-1] & ~is_continued[2:])
+    end = digit + 1
+    for _ in range(1, _MAX_EXTRA_DIGITS):
         digit -= 1 + (digits.take(digit) == _BACKSLASH)  # the twin of a backslash is no digit of its own
-        more = np.flatnonzero((digits.take(digit) & 0xE0) == 32)
+        more = np.flatnonzero(is_continued.take(digit))
         if len(more) == 0:
             return values
         digit, end = digit.take(more), end.take(more)
+        values[end] = (values.take(end) << 5) + low.take(digit)
     raise _UnusualMasksError
 
 
@@ -287,9 +283,8 @@ def _read_lists(blob: bytes, num_masks: int, dtype: type) -> _RunLengths:
     numbers = np.diff(last, prepend=-1)
     is_odd = numbers % 2 == 1
     is_end[opening[is_odd]] = True  # this bracket stands for a last foreground run of length zero
-    values = _join_decimals(digits, is_digit, dtype)
-    ends = np.flatnonzero(is_end) - 1  # last digits
-    background, foreground = values.take(ends[::2]), values.take(ends[1::2])
+    values = _join_decimals(digits, is_digit, dtype).take(np.flatnonzero(is_end) - 1)  # at the last digits
+    background, foreground = values[::2].copy(), values[1::2].copy()
     first = np.concatenate(([0], np.cumsum((numbers + is_odd) // 2)))
     foreground[first[1:][is_odd] - 1] = 0
     return _RunLengths(background, foreground, first)
