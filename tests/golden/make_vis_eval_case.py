@@ -254,7 +254,7 @@ class GoldenVideo:
             self._add(detections, perfect, self.categories[0], 0.01)  # but ranked past the limit
 
 
-def build_bench(videos=300, frames=30, h=180, w=320, categories=40, dets=10, seed=1):
+def build_bench(videos=300, frames=30, h=180, w=320, categories=40, dets=10, seed=1, scale=1):
     rng = np.random.RandomState(seed)
     cats = [{"id": c + 1, "name": f"c{c + 1}", "supercategory": "object"} for c in range(categories)]
     V, A, D = [], [], []
@@ -269,7 +269,7 @@ def build_bench(videos=300, frames=30, h=180, w=320, categories=40, dets=10, see
             }
         )
         n = int(rng.randint(1, 5))
-        tracks = [Track(rng, h, w, frames, rng.uniform(10, 50)) for _ in range(n)]
+        tracks = [Track(rng, h, w, frames, rng.uniform(10, 50) * scale) for _ in range(n)]
         tc = [int(rng.randint(1, categories + 1))]
         tc += [tc[0] if rng.rand() < 0.6 else int(rng.randint(1, categories + 1)) for _ in range(n - 1)]
         for k, tr in enumerate(tracks):
@@ -302,7 +302,7 @@ def build_bench(videos=300, frames=30, h=180, w=320, categories=40, dets=10, see
                     "height": h,
                     "width": w,
                     "segmentations": [
-                        rle(tr.draw(h, w, t, rng.randn() * jit * 5, rng.randn() * jit * 5, max(0.3, s)))
+                        rle(tr.draw(h, w, t, *(rng.randn(2) * jit * 5 * scale), max(0.3, s)))
                         for t in range(frames)
                     ],
                 }

@@ -21,8 +21,9 @@ def add_deform_attn(parser: argparse.ArgumentParser) -> None:
 
 
 def add_eval(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cases", nargs="+", choices=("A", "B"), default=["A", "B"])
-    parser.add_argument("--tasks", nargs="+", choices=("mask", "boundary"), default=["mask", "boundary"])
+    parser.add_argument("--cases", nargs="+", choices=("small", "many", "large"), default=["small", "many", "large"])
+    tasks = ("mask", "boundary", "submission", "results")
+    parser.add_argument("--tasks", nargs="+", choices=tasks, default=list(tasks))
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the best counts")
     parser.add_argument("--folder", type=Path, help="keep the generated files here (default: a temporary folder)")
     parser.add_argument("--published", type=Path, help="folder with the published ytvos.py, for the mask task")

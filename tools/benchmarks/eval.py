@@ -1,76 +1,94 @@
-"""Evaluation: CPU seconds and memory from files to numbers, beside the published code.
+"""Evaluation and files: CPU seconds and memory of whole processes, run in turn with what they are compared with.
 
     python tools/benchmark.py eval
     python tools/benchmark.py eval --published cocoapi/PythonAPI/pycocotools --published-boundary cocoapi_hq/...
 
-Case A has 300 videos of 30 frames, 751 tracks and 3000 predictions, case B has 100 videos and 6000 predictions. Every
-measurement is a process of its own; seconds are those of all its threads and children, the best of some repeats, and
-memory is what was added to the freshly imported program. The recorded column was measured once with the published
-youtubevos code, and with that of HQ-YTVIS for boundaries, on a machine with two shared cores; it includes reading the
-files and starting Python. With --published... the published code runs here and now (it needs its folder with
-ytvos.py and ytvoseval.py, and is patched for today's numpy), from files to numbers, as ours.
+Cases of 30 frames: `small` has 100 videos and 2000 predictions at 180 x 320, `many` 300 videos and 9000 predictions at
+180 x 320, `large` 100 videos and 2000 predictions at 720 x 1280, with objects of the same share of the picture. Tasks:
+`mask` and `boundary` are average precision from files to numbers, beside the published evaluators, which run here and
+now if their folders are given (those with ytvos.py and ytvoseval.py of youtubevos and of HQ-YTVIS; they are patched for
+today's numpy). `submission` is `check_submission --zip`, `results` is `VideoPrediction.from_json` of the predictions of
+50 videos, as if they were one; both beside `json.load` of the same file. Every run is a process of its own, from its
+start to its end, with all its threads and children; ours and the other take turns, and the best of each counts. Memory
+is what is added to the imported program at its peak, as a share of the size of the files that are read.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-CASES = {"A": (300, 30, 180, 320, 40, 10), "B": (100, 30, 180, 320, 3, 60)}
-RECORDED = {  # CPU seconds, and AP to check
-    ("A", "mask"): (4.3, 0.377888),
-    ("A", "boundary"): (26.8, 0.290659),
-    ("B", "mask"): (6.0, 0.370464),
-    ("B", "boundary"): (41.0, 0.317458),
+CASES = {
+    "small": (100, 30, 180, 320, 40, 20),
+    "many": (300, 30, 180, 320, 40, 30),
+    "large": (100, 30, 720, 1280, 40, 20),
 }
+TASKS = ("mask", "boundary", "submission", "results")
+VIDEOS_AS_ONE = 50
 
 GENERATE = """
 import json
 from make_vis_eval_case import build_bench
-for name, content in zip(("gt", "dt"), build_bench(*{size})):
+truth, found = build_bench(*{size}, scale={size}[2] / 180)
+one = [{{**entry, "video_id": 1}} for entry in found if entry["video_id"] <= {videos}]
+for name, content in (("gt", truth), ("one", one), ("dt", found)):
     with open({target!r} + "/" + name + ".json", "w") as file:
         json.dump(content, file)
 """
-MEASURE = """
-import contextlib, io, json, resource, sys
-import numpy as np
+SCRIPTS = {
+    "mask": """
+from lbvq.evaluation.tube_ap import TubeAP
+start = peak_memory_mib()
+print(TubeAP(folder + "/gt.json").update(folder + "/dt.json").compute().stats[0])
+""",
+    "boundary": """
+from lbvq.evaluation.tube_ap import TubeAP
+start = peak_memory_mib()
+print(TubeAP(folder + "/gt.json", boundary_ratio=0.02).update(folder + "/dt.json").compute().stats[0])
+""",
+    "submission": """
+import os, tempfile
+from lbvq.evaluation.submission import check_submission, pack
+start = peak_memory_mib()
+assert not check_submission(folder + "/dt.json", folder + "/gt.json", "ytvis").faults
+with tempfile.TemporaryDirectory() as temporary:
+    print(pack(folder + "/dt.json", temporary + "/results.zip"))
+""",
+    "results": """
+from lbvq.inference.results import VideoPrediction
+start = peak_memory_mib()
+print(len(VideoPrediction.from_json(folder + "/one.json")))
+""",
+}
+OURS = """
+import sys
 from lbvq.engine.memory import peak_memory_mib
-folder, task, published = sys.argv[1:4]
-{prepare}
-def usage():
-    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
-    return seconds, peak_memory_mib()
-before = usage()
-{evaluate}
-after = usage()
-print(json.dumps({{"cpu": after[0] - before[0], "megabytes": after[1] - before[1], "AP": float(precision)}}))
+folder = sys.argv[1]
+{script}
+print(peak_memory_mib() - start)
 """
-OURS = (
-    "from lbvq.evaluation.tube_ap import TubeAP\nsettings = {'boundary_ratio': 0.02} if task == 'boundary' else {}",
-    "precision = TubeAP(folder + '/gt.json', **settings).update(folder + '/dt.json').compute().stats[0]",
-)
-PUBLISHED = (
-    """
+PUBLISHED = """
+import contextlib, io, sys
+import numpy as np
+folder, code, task = sys.argv[1:]
 for name, kind in (("float", float), ("int", int), ("bool", bool), ("object", object)):
     if name not in np.__dict__:
         setattr(np, name, kind)
 linspace = np.linspace
 np.linspace = lambda start, stop, num=50, **options: linspace(start, stop, int(num), **options)
 import pycocotools
-pycocotools.__path__.append(published)
+pycocotools.__path__.append(code)
 from pycocotools.ytvos import YTVOS
 from pycocotools.ytvoseval import YTVOSeval
 options = {"get_boundary": True} if task == "boundary" else {}
-""",
-    """
 with contextlib.redirect_stdout(io.StringIO()):
     truth = YTVOS(folder + "/gt.json", **options)
     evaluation = YTVOSeval(truth, truth.loadRes(folder + "/dt.json"), "boundary" if task == "boundary" else "segm")
@@ -78,56 +96,90 @@ with contextlib.redirect_stdout(io.StringIO()):
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-precision = evaluation.stats[0]
-""",
-)
+print(evaluation.stats[0])
+"""
+READ = """
+import json, sys
+with open(sys.argv[1]) as file:
+    print(len(json.load(file)))
+"""
+
+
+class Run(NamedTuple):
+    """One process."""
+
+    seconds: float  # of the processor
+    lines: list[str]  # what it printed
 
 
 def run(args: argparse.Namespace) -> None:
+    published = {"mask": args.published, "boundary": args.published_boundary}
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)).resolve()
-        print(f"{'case':5s}{'task':10s}{'code':11s}{'CPU s':>8s}{'ratio':>8s}{'MB':>8s}{'files MB':>10s}{'AP':>11s}")
+        print(
+            f"{'case':7s}{'task':12s}{'ours':>8s}{'other':>8s}{'other/ours':>12s}{'files MB':>10s}{'memory':>9s}  other"
+        )
         for case in args.cases:
             files = generate(case, folder)
-            size = sum(path.stat().st_size for path in files.iterdir()) / 1e6
             for task in args.tasks:
-                published = args.published if task == "mask" else args.published_boundary
-                measure_task(case, task, files, size, published, args.repeats)
+                print(measure(case, task, files, published, args.repeats), flush=True)
 
 
-def measure_task(case: str, task: str, files: Path, size: float, published: Path | None, repeats: int) -> None:
-    """Print the rows of one case and task; ratios are to our seconds."""
-    ours = best(OURS, files, task, "", repeats)
-    seconds, precision = RECORDED[case, task]
-    rows: list[tuple[str, dict[str, Any]]] = [("ours", ours)]
-    if published is not None:
-        rows.append(("published", best(PUBLISHED, files, task, str(published.resolve()), max(1, repeats // 2))))
-    rows.append(("recorded", {"cpu": seconds, "megabytes": None, "AP": precision}))
-    for name, row in rows:
-        memory = "" if row["megabytes"] is None else f"{row['megabytes']:.0f}"
-        ratio = f"{row['cpu'] / ours['cpu']:7.1f}x"
-        print(f"{case:5s}{task:10s}{name:11s}{row['cpu']:8.2f}{ratio}{memory:>8s}{size:10.1f}{row['AP']:11.6f}")
+def measure(case: str, task: str, files: Path, published: Mapping[str, Path | None], repeats: int) -> str:
+    """Row of one case and task."""
+    name, other = opponent(task, files, published)
+    ours = [sys.executable, "-c", OURS.format(script=SCRIPTS[task]), str(files)]
+    rounds = [(process(ours), process(other) if other else None) for _ in range(repeats)]
+    best, memory = (
+        min(get(own) for own, _ in rounds) for get in (lambda own: own.seconds, lambda own: float(own.lines[1]))
+    )
+    size = sum((files / each).stat().st_size for each in inputs(task)) / 1e6
+    row = f"{case:7s}{task:12s}{best:8.2f}"
+    if other is None:
+        return f"{row}{'':28s}{size:4.1f}{memory * 2**20 / 1e6 / size:8.1f}x  {name}"
+    theirs = min((their for _, their in rounds if their), key=lambda their: their.seconds)
+    answer = rounds[0][0].lines[0]
+    if task in ("mask", "boundary"):
+        name += f", AP {answer}" + ("" if answer == theirs.lines[0] else f" and theirs {theirs.lines[0]}")
+    ratio = theirs.seconds / best
+    return f"{row}{theirs.seconds:8.2f}{ratio:12.2f}{size:10.1f}{memory * 2**20 / 1e6 / size:8.1f}x  {name}"
+
+
+def inputs(task: str) -> list[str]:
+    """Files that a task reads."""
+    return ["one.json"] if task == "results" else ["gt.json", "dt.json"]
+
+
+def opponent(task: str, files: Path, published: Mapping[str, Path | None]) -> tuple[str, list[str] | None]:
+    """What a task is compared with, and its command."""
+    if task in ("submission", "results"):
+        read = files / ("one.json" if task == "results" else "dt.json")
+        return "json.load of the file", [sys.executable, "-c", READ, str(read)]
+    code = published[task]
+    if code is None:
+        return "none: --published... was not given", None
+    return "the published evaluator", [sys.executable, "-c", PUBLISHED, str(files), str(code.resolve()), task]
+
+
+def process(command: list[str]) -> Run:
+    """Run a program and count its seconds, those of starting Python included."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment.pop(
+        "PYTHONDONTWRITEBYTECODE", None
+    )  # compiled modules are kept for the next run, as they are for users
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return Run(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout.splitlines())
 
 
 def generate(case: str, folder: Path) -> Path:
-    """Write gt.json and dt.json of a case, unless they are there."""
+    """Write gt.json, dt.json and one.json of a case, unless they are there."""
     target = folder / case
     if not (target / "dt.json").exists():
         target.mkdir(parents=True, exist_ok=True)
-        script = GENERATE.format(size=CASES[case], target=str(target))
+        script = GENERATE.format(size=CASES[case], target=str(target), videos=VIDEOS_AS_ONE)
         subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT / "tests" / "golden")
     return target
-
-
-def best(code: tuple[str, str], files: Path, task: str, published: str, repeats: int) -> dict[str, Any]:
-    """Run in fresh processes and return the numbers of the one that took least."""
-    script = MEASURE.format(prepare=code[0], evaluate=code[1])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    runs = []
-    for _ in range(repeats):
-        command = [sys.executable, "-c", script, str(files), task, published]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        if done.returncode:
-            raise SystemExit(done.stderr)
-        runs.append(json.loads(done.stdout.splitlines()[-1]))
-    return min(runs, key=lambda numbers: numbers["cpu"])
