@@ -28,7 +28,7 @@ from lbvq.evaluation.tube_ap_settings import TubeApSettings
 from lbvq.files.mask_file import MaskFile
 from lbvq.masks.runs import keep_freed_memory
 
-_FRAMES_AT_ONCE = 2048  # masks that are decoded together
+_FRAMES_AT_ONCE = 1024  # masks that are decoded together
 _BOUNDARIES_AT_ONCE = 512  # masks whose boundaries are held together
 _PART_TYPES = {  # what is kept of each detection, and of each pair of detection and track
     "order": np.int64,

@@ -93,7 +93,7 @@ def _take_masks(stream: ByteStream, texts: list[bytes], sizes: list[bytes]) -> I
         block = rest + block
         pattern = pattern or _choose_pattern(block)
         pieces = pattern.split(block) if pattern else [block]
-        sizes += pieces[1 if pattern is _SIZE_FIRST else 2 :: 3]
+        sizes += _without_copies(pieces[1 if pattern is _SIZE_FIRST else 2 :: 3])
         texts += pieces[2 if pattern is _SIZE_FIRST else 1 :: 3]
         tail = pieces[-1]
         cut = tail.rfind(b"{")  # this mask may go on in the next block
@@ -102,6 +102,14 @@ def _take_masks(stream: ByteStream, texts: list[bytes], sizes: list[bytes]) -> I
         pieces[-1], rest = tail[:cut], tail[cut:]
         yield _MARK.join(pieces[::3])
     yield rest
+
+
+def _without_copies(sizes: list[bytes]) -> list[bytes]:
+    """Equal sizes as one object: most files have few, and a hundred thousand copies of each."""
+    if sizes and sizes.count(sizes[0]) == len(sizes):
+        return [sizes[0]] * len(sizes)
+    known: dict[bytes, bytes] = {}
+    return [known.setdefault(size, size) for size in sizes]
 
 
 def _choose_pattern(block: bytes) -> re.Pattern | None:
