@@ -124,6 +124,33 @@ def random_case(seed, num_videos=3, num_categories=2):
     return case
 
 
+def sparse_case(seed, num_detections=100):
+    """One wide video: small objects that rarely meet, frames without any, and a class that no track has."""
+    rng = np.random.RandomState(seed)
+    height, width, length = 6, 40, 5
+
+    def tube(x):
+        masks = [np.zeros((height, width), bool) for _ in range(length)]
+        for mask in masks:
+            left = max(0, x + rng.randint(-1, 2))
+            mask[rng.randint(0, 3) : rng.randint(4, 7), left : left + rng.randint(1, 5)] = rng.rand() < 0.8
+        return [None if rng.rand() < 0.2 else mask for mask in masks]
+
+    places = rng.randint(0, width, 4)
+    tracks = [
+        {"video": 1, "category": 1 + index % 2, "masks": tube(x), "crowd": index == 3} for index, x in enumerate(places)
+    ]
+    detections = []
+    for _ in range(num_detections):
+        near = rng.randint(len(tracks))
+        moved = [None if rng.rand() < 0.1 else mask for mask in tracks[near]["masks"]]
+        masks = moved if rng.rand() < 0.4 else tube(rng.randint(0, width))
+        score = float(rng.randint(1, 9)) / 8
+        detections.append({"video": 1, "category": int(rng.randint(1, 4)), "masks": masks, "score": score})
+    shape = {1: (height, width, length)}
+    return {"videos": shape, "categories": [1, 2, 3], "tracks": tracks, "detections": detections}
+
+
 def _random_mask(rng, height, width):
     kind = rng.rand()
     if kind < 0.15:

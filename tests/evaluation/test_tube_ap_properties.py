@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_tube_ap import as_files, boundary, evaluate, random_case, tube_iou
+from plain_tube_ap import as_files, boundary, evaluate, random_case, sparse_case, tube_iou
 
 import lbvq.evaluation.boundary
 import lbvq.evaluation.tube_ap
@@ -55,6 +55,18 @@ def test_it_equals_the_plain_evaluation(seed):
     precision, recall = evaluate(case, area_ranges=list(SMALL_RANGES.values()))
     np.testing.assert_array_equal(result.precision, precision)
     np.testing.assert_array_equal(result.recall, recall)
+
+
+@given(seeds, st.sampled_from([None, 0.02]))
+@settings(max_examples=20, deadline=None)
+def test_objects_that_do_not_meet_change_nothing(seed, boundary_ratio):
+    """Most pairs share no column, and one track has more candidates than are compared at once."""
+    case = sparse_case(seed)
+    result = compute(as_files(case, compressed), boundary_ratio=boundary_ratio)
+    precision, recall = evaluate(case, boundary_ratio=boundary_ratio)
+    np.testing.assert_array_equal(result.precision, precision)
+    np.testing.assert_array_equal(result.recall, recall)
+    assert (precision > -1).any()
 
 
 @given(seeds)
@@ -164,6 +176,18 @@ def _tubes(seed):
         for tube, texts in zip(dense, masks, strict=True)
     ]
     return dense, TubeRuns(masks, (height, width), lambda *where: str(where))
+
+
+@given(seeds)
+@settings(max_examples=20, deadline=None)
+def test_no_pixel_lies_outside_the_columns_that_a_tube_names(seed):
+    dense, tubes = _tubes(seed)
+    width = tubes.size_hw[1]
+    for index, tube in enumerate(dense):
+        for frame, mask in enumerate(tube):
+            columns = [] if mask is None else np.flatnonzero(mask.any(0)) + frame * width
+            if len(columns):
+                assert (tubes.left[index, frame], tubes.right[index, frame]) == (columns[0], columns[-1])
 
 
 PAIRS = np.argwhere(np.ones((4, 4)))
