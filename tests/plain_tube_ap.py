@@ -124,7 +124,7 @@ def random_case(seed, num_videos=3, num_categories=2):
     return case
 
 
-def sparse_case(seed, num_detections=100):
+def sparse_case(seed, num_detections=40):
     """One wide video: small objects that rarely meet, frames without any, and a class that no track has."""
     rng = np.random.RandomState(seed)
     height, width, length = 6, 40, 5
