@@ -64,7 +64,7 @@ def to_rle(segmentation: Any, height: int, width: int, where: str = "") -> Rle:
             runs = _read(segmentation, size, where)[2]
         else:
             runs = _read_uncompressed(segmentation, size, where)
-        return _from_runs(join_zero_runs(runs), size)
+        return _from_runs(_join_zero_runs(runs), size)
     if isinstance(segmentation, (list, tuple)):
         return _polygons_to_rle(segmentation, size, where)
     raise _error(
@@ -298,10 +298,10 @@ def _encode_chunk(masks: np.ndarray | Tensor) -> list[str]:
     first = np.cumsum(lengths) - lengths
     starts = np.concatenate(([0], ends[:-1]))
     starts[first] = 0
-    return pack_runs(ends - starts, lengths)
+    return _pack(ends - starts, lengths)
 
 
-def pack_runs(runs: np.ndarray, lengths: np.ndarray) -> list[str]:
+def _pack(runs: np.ndarray, lengths: np.ndarray) -> list[str]:
     """Runs of several masks, one after the other, and how many belong to each -> compressed counts."""
     first = np.cumsum(lengths) - lengths
     position = np.arange(len(runs)) - np.repeat(first, lengths)
@@ -321,10 +321,10 @@ def pack_runs(runs: np.ndarray, lengths: np.ndarray) -> list[str]:
 
 
 def _from_runs(runs: np.ndarray, size: Sequence[int]) -> Rle:
-    return {"size": list(size), "counts": pack_runs(runs, np.array([len(runs)]))[0]}
+    return {"size": list(size), "counts": _pack(runs, np.array([len(runs)]))[0]}
 
 
-def join_zero_runs(runs: np.ndarray) -> np.ndarray:
+def _join_zero_runs(runs: np.ndarray) -> np.ndarray:
     """Drop runs of length zero except a leading one, joining their neighbours; the pixels stay the same."""
     if not (runs[1:] == 0).any():
         return runs

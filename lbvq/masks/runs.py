@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lbvq.masks.rle import MAX_PIXELS, join_zero_runs, pack_runs, to_rle
+from lbvq.masks.rle import MAX_PIXELS, to_rle
 
 _QUOTE = ord('"') - ord("0") + 256  # a quotation mark, counted as a base-32 digit in uint8
 _BACKSLASH = ord("\\") - ord("0")
@@ -84,7 +84,11 @@ def canonical_counts(masks: Sequence[Any], size: tuple[int, int], where: Callabl
     wanted = list(size)
     try:
         texts = [_quoted(mask, wanted, where, index) for index, mask in enumerate(masks)]
-        return [counts for start, stop in _portions(texts) for counts in _pack_again(texts[start:stop], size)]
+        counts = [text[1:-1].replace(b"\\\\", b"\\").decode() for text in texts]
+        for start, stop in _portions(texts):
+            for index in (start + _not_canonical(texts[start:stop], size)).tolist():
+                counts[index] = to_rle({"size": wanted, "counts": counts[index]}, *size)["counts"]
+        return counts
     except ValueError:
         for index, mask in enumerate(masks):  # now it is known that one is broken: the first says why
             to_rle(mask, *size, where(index))
@@ -101,23 +105,26 @@ def _quoted(mask: Any, size: list[int], where: Callable[[int], str], index: int)
     return b'"%s"' % raw.replace(b"\\", b"\\\\")
 
 
-def _pack_again(texts: Sequence[bytes], size: tuple[int, int]) -> list[str]:
-    """Decode masks of one size and pack their runs as `to_rle` does."""
+def _not_canonical(texts: Sequence[bytes], size: tuple[int, int]) -> np.ndarray:
+    """Check compressed masks of one size, and give the positions of those with a run or a digit too many."""
     sizes = np.broadcast_to(np.array(size, np.int64), (len(texts), 2))
     runs = decode_masks(texts, sizes, np.zeros(len(texts), np.int64), str)
-    before = np.concatenate(([0], runs.end[:-1]))
-    before[runs.first[:-1]] = 0
-    lengths = np.stack((runs.start - before, runs.end - runs.start), axis=1).ravel().astype(np.int64)
-    first, last = 2 * runs.first[:-1], 2 * runs.first[1:] - 1
-    is_kept = np.ones(len(lengths), bool)
-    is_kept[last] = lengths[last] > 0  # no foreground behind the last background
-    is_superfluous = (lengths == 0) & is_kept
-    is_superfluous[first] = False  # a mask may begin with foreground
-    counts = pack_runs(lengths[np.flatnonzero(is_kept)], last - first + is_kept[last])
-    for mask in np.unique(np.searchsorted(first, np.flatnonzero(is_superfluous), side="right") - 1).tolist():
-        joined = join_zero_runs(lengths[first[mask] : last[mask] + is_kept[last[mask]]])
-        counts[mask] = pack_runs(joined, np.array([len(joined)]))[0]
-    return counts
+    first, last = runs.first[:-1], runs.first[1:] - 1
+    is_empty = runs.start == runs.end
+    before = np.concatenate(([-1], runs.end[:-1]))
+    before[first] = -1  # a mask may begin with foreground
+    digits = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(ord("0"))
+    closing = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts))) - 1
+    ends = np.flatnonzero(digits < 32)
+    numbers = np.diff(np.searchsorted(ends, closing), prepend=0)
+    no_last_run = is_empty[last] & (numbers == 2 * (last - first) + 1)  # then the decoder has added one
+    is_empty[last] &= ~no_last_run
+    too_many = np.searchsorted(first, np.flatnonzero(is_empty | (runs.start == before)), side="right") - 1
+    # The digit before a last one says with bit 16 whether the last one only repeats the sign.
+    digit, sign = digits.take(ends), digits.take(ends - 1)
+    is_repeated = ((sign & 0xE0) == 32) & (digit == np.where(sign & 16, 31, 0))
+    too_long = np.searchsorted(closing, ends[np.flatnonzero(is_repeated)])
+    return np.unique(np.concatenate((too_many, too_long)))
 
 
 def _later(where: Callable[[int], str], start: int, index: int) -> str:
