@@ -106,18 +106,26 @@ def test_many_strings_become_what_each_becomes_alone_and_the_first_broken_one_is
     assert packed(masks, (5, 7)) == expected_counts(masks, (5, 7))
 
 
+def base_32(number, extra):
+    """The signed digits of a number, and `extra` ones that only repeat its sign."""
+    places = 1
+    while not -(16 * 32 ** (places - 1)) <= number < 16 * 32 ** (places - 1):
+        places += 1
+    digits = [number >> 5 * place & 31 for place in range(places + extra)]
+    return "".join(chr(48 + digit + 32 * (place < len(digits) - 1)) for place, digit in enumerate(digits))
+
+
 @given(st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=9), min_size=1, max_size=4), st.data())
 @settings(max_examples=150, deadline=None)
 def test_runs_of_no_length_and_digits_too_many_go(runs, data):
-    """A digit too many: 5 may be written as 32 + 5 and 0, and -5 as 32 + 27 and 31."""
+    """5 may be written as 32 + 5 and 0, and -5 as 32 + 27 and 31."""
     size = (1, 1 + max(map(sum, runs)))
     masks = []
     for each in runs:
         each = [*each, size[1] - sum(each), *data.draw(st.sampled_from([[], [0], [0, 0]]))]
         numbers = [each[i] - (each[i - 2] if i > 2 else 0) for i in range(len(each))]
         extra = data.draw(st.integers(0, 2))
-        digits = [[n >> 5 * k & 31 for k in range(2 + extra)] for n in numbers]
-        text = "".join(chr(48 + d + 32 * (k < 1 + extra)) for number in digits for k, d in enumerate(number))
+        text = "".join(base_32(number, extra) for number in numbers)
         masks.append({"size": list(size), "counts": data.draw(st.sampled_from([text, text.encode(), each]))})
     found = packed(masks, size)
     assert found == expected_counts(masks, size)
