@@ -20,7 +20,9 @@ from typing import Any
 
 from lbvq.data.catalog import LONG_VIDEO_FRAMES
 from lbvq.engine.user_errors import user_command
-from lbvq.evaluation.diagnosis.diagnosis import Diagnosis
+from lbvq.evaluation.analysis import Analysis
+from lbvq.evaluation.annotations import read_predictions
+from lbvq.evaluation.davis import score_davis
 from lbvq.evaluation.image_metrics import IMAGE_METRICS
 from lbvq.evaluation.tables import format_results
 from lbvq.evaluation.video_metrics import VIDEO_METRICS, VideoScorer, metric_settings, read_ground_truth
@@ -55,15 +57,25 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="print where AP is lost, and write every error; takes a few times as long as scoring",
     )
+    parser.add_argument(
+        "--davis",
+        type=Path,
+        nargs="?",
+        const=True,
+        metavar="FILE",
+        help="print J and F of DAVIS, and write them for every object; decodes every mask, which takes long",
+    )
     parser.add_argument("--report", type=Path, metavar="DIR", help="write tables, curves and pictures")
-    parser.add_argument("--frames", type=Path, metavar="DIR", help="draw the worst tubes on the videos' frames")
+    parser.add_argument(
+        "--frames", type=Path, metavar="DIR", help="the videos' frames: draw the worst tubes, measure camera motion"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
     args = parser.parse_args(arguments)
-    for name in ("report", "analysis"):
+    for name in ("report", "analysis", "davis"):
         if getattr(args, name) and args.metric not in VIDEO_METRICS:
             parser.error(f"--{name} is there for {', '.join(VIDEO_METRICS)}")
-    if args.frames and not args.report:
-        parser.error("--frames needs --report")
+    if args.frames and not (args.report or args.analysis):
+        parser.error("--frames needs --report or --analysis")
     return args
 
 
@@ -75,10 +87,9 @@ def score_burst_files(args: argparse.Namespace) -> dict[str, Any]:
     """The benchmark's own evaluation: a table with one column per group of classes."""
     from lbvq.evaluation.burst import score_burst
 
-    if args.report or args.analysis:
-        raise ValueError(
-            "--report and --analysis need annotations in YouTube-VIS form (b2y_val.json), not BURST's own files"
-        )
+    if args.report or args.analysis or args.davis:
+        text = "annotations in YouTube-VIS form (b2y_val.json), not BURST's own files"
+        raise ValueError(f"--report, --analysis and --davis need {text}")
     scores = score_burst(args.gt, args.results, args.task, reference=args.reference)
     per_class = scores.pop("per_class", {})
     tables = {
@@ -101,10 +112,15 @@ def score_videos(args: argparse.Namespace) -> dict[str, Any]:
     if ours.crowd_is_ignored != published.crowd_is_ignored and any(track.is_crowd for track in ground_truth.tracks):
         print("Note: the ground truth has crowd tracks, which the published evaluator counts; see --reference.")
     if args.analysis:
-        diagnosis = Diagnosis(ground_truth, predictions, scores.main.settings)
-        print(diagnosis.summary())
+        analysis = Analysis(ground_truth, predictions, scores.main.settings)
+        print(analysis.summary())
         if args.analysis is not True:
-            write_text(args.analysis, to_json(diagnosis.to_dict()) + "\n")
+            write_text(args.analysis, to_json(analysis.to_dict(args.frames)) + "\n")
+    if args.davis:
+        davis = score_davis(ground_truth, read_predictions(predictions, ground_truth))
+        print("  ".join(f"{name} {davis[name]:.3f}" for name in ("J&F", "J", "F", "J_recall", "F_recall")))
+        if args.davis is not True:
+            write_text(args.davis, to_json(davis) + "\n")
     if args.report:
         from lbvq.evaluation.report import write_report
 

@@ -6,14 +6,19 @@ Everything comes from one more pass over the overlaps in which categories do not
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lbvq.evaluation.annotations import GroundTruth
+from lbvq.evaluation.bootstrap import summaries, weighted_ap
+from lbvq.evaluation.camera_motion import camera_motion, motion_groups
 from lbvq.evaluation.diagnosis.diagnosis import Diagnosis
+from lbvq.evaluation.tracking_scores import tracking_scores
 from lbvq.evaluation.tube_ap import TubeAP
 from lbvq.evaluation.tube_ap_result import TubeApResult, to_percent
 from lbvq.evaluation.tube_ap_settings import OCCLUSION_RANGES, TubeApSettings
@@ -29,6 +34,7 @@ SIZE_RANGES = {
     "128² to 256²": (128.0**2, 256.0**2),
     "from 256²": (256.0**2, 1e10),
 }
+OBJECT_RANGES = {"1": (1, 1), "2": (2, 2), "3 to 4": (3, 4), "5 to 8": (5, 8), "from 9": (9, 1 << 40)}
 LENGTH_RANGES = {
     "all": (0.0, 1e9),
     "1 to 5": (1.0, 5.0),
@@ -106,6 +112,58 @@ class Analysis:
             return []
         result = self._ap.compute(occlusion_ranges=OCCLUSION_RANGES)
         return self._rows(result, OCCLUSION_RANGES, np.array(levels, np.float64), "occlusion")
+
+    def by_num_objects(self) -> list[dict[str, Any]]:
+        """AP and number of tracks in videos with so many of them."""
+        counted = self.diagnosis.judged.counted
+        videos, number = np.unique(self.diagnosis.judged.track_video[counted], return_counts=True)
+        groups = {
+            name: videos[(low <= number) & (number <= high)].tolist() for name, (low, high) in OBJECT_RANGES.items()
+        }
+        return self._video_rows(groups)
+
+    def by_camera_motion(self, frames: str | Path) -> list[dict[str, Any]]:
+        """AP and number of tracks in videos of still and moving cameras, see `camera_motion`; empty without frames."""
+        motion = camera_motion(self.ground_truth, frames)
+        return self._video_rows(motion_groups(motion)) if motion else []
+
+    def _video_rows(self, groups: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
+        """One row per group of videos, counted as if there were no others."""
+        judged = self.diagnosis.judged
+        videos = np.array(sorted(self.ground_truth.videos), np.int64)
+        weights = np.array([np.isin(videos, list(own)) for own in groups.values()], np.int32).reshape(-1, len(videos))
+        scores = summaries(judged, weighted_ap(judged, videos, weights))
+        rows = []
+        for place, (name, own) in enumerate(groups.items()):
+            tracks = int(np.count_nonzero(judged.counted & np.isin(judged.track_video, list(own))))
+            row = {"range": name, "videos": len(own), "tracks": tracks}
+            rows.append(row | {key: float(values[place]) for key, values in scores.items() if key in ("AP", "AP50")})
+        return rows
+
+    @cached_property
+    def tracking(self) -> dict[str, Any]:
+        """HOTA, DetA, AssA and IDF1 of all predictions, see `tracking_scores`."""
+        return tracking_scores(self.ground_truth, self.detections, self.diagnosis.frames)
+
+    def to_dict(self, frames: str | Path | None = None) -> dict[str, Any]:
+        """Everything but the confused classes, ready for JSON; docs/evaluation.md describes it.
+
+        Args:
+            frames: folder to which `file_names` of the videos are relative; without it nothing is told of the camera.
+        """
+        parts = {
+            "size": self.by_size(),
+            "length": self.by_length(),
+            "occlusion": self.by_occlusion(),
+            "num_objects": self.by_num_objects(),
+            "camera_motion": [] if frames is None else self.by_camera_motion(frames),
+        }
+        return {**self.diagnosis.to_dict(), "by": parts, "tracking": self.tracking}
+
+    def summary(self) -> str:
+        """Where AP is lost, and how well identities are kept."""
+        numbers = "  ".join(f"{name} {self.tracking[name]:.3f}" for name in ("HOTA", "DetA", "AssA", "IDF1"))
+        return f"{self.diagnosis.summary()}\n{numbers}"
 
     def _rows(
         self, result: TubeApResult, ranges: Mapping[str, tuple[float, float]], values: np.ndarray, key: str

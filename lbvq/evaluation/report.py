@@ -60,7 +60,8 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     task = "segm" if "segm" in scores.results else next(iter(scores.results))
     analysis = Analysis(ground_truth, predictions, scores.main.settings)
-    write_text(folder / "analysis.json", to_json(analysis.diagnosis.to_dict()) + "\n")
+    content = analysis.to_dict(frames)
+    write_text(folder / "analysis.json", to_json(content) + "\n")
     about = {**(about or {}), "videos": len(ground_truth.videos), "tracks": len(ground_truth.tracks)}
     about["predictions"] = len(analysis.detections)
     _write_summary(folder, scores, about)
@@ -68,11 +69,7 @@ def write_report(
     _write_csv(folder / "classes.csv", classes)
     curves = precision_curves(scores.results[task])
     _write_curves(folder, curves, scores.results[task].settings.recall_thresholds)
-    sections = {
-        "by_size": analysis.by_size(),
-        "by_length": analysis.by_length(),
-        "by_occlusion": analysis.by_occlusion(),
-    }
+    sections = {f"by_{name}": rows for name, rows in content["by"].items()}
     for name, rows in sections.items():
         if rows:
             _write_csv(folder / f"{name}.csv", rows)
@@ -90,6 +87,8 @@ TITLES = {
     "by_size": "AP by mean area in pixels (number of counted tracks)",
     "by_length": "AP by visible frames (number of counted tracks)",
     "by_occlusion": "AP by occlusion (number of counted tracks)",
+    "by_num_objects": "AP of videos by their number of objects (number of counted tracks)",
+    "by_camera_motion": "AP of videos by the motion of the camera (number of counted tracks)",
 }
 
 
@@ -272,7 +271,7 @@ def _page(
         summary = {name: value for name, value in table.items() if not name.startswith("AP-")}
         lines += [f"## {task}", "", *_markdown([{"": "percent", **summary}]), ""]
     lines += ["## Where AP is lost", "", "Single errors are in analysis.json.", ""]
-    lines += ["```", analysis.diagnosis.summary(), "```", ""]
+    lines += ["```", analysis.summary(), "```", ""]
     lines += ["## Precision and recall", "", "![precision over recall](precision_recall.png)", ""]
     for name, rows in sections.items():
         if rows:

@@ -10,9 +10,9 @@ from typing import Any
 
 from lbvq.data.catalog import MetadataCatalog
 from lbvq.engine import comm
+from lbvq.evaluation.analysis import Analysis
 from lbvq.evaluation.base import DatasetEvaluator, Results
 from lbvq.evaluation.class_ids import ClassIds
-from lbvq.evaluation.diagnosis.diagnosis import Diagnosis
 from lbvq.evaluation.result_files import ResultParts
 from lbvq.evaluation.tables import format_results
 from lbvq.evaluation.video_metrics import VideoScorer, read_ground_truth
@@ -153,7 +153,8 @@ class VideoInstanceEvaluator(DatasetEvaluator):
         scores = self._scorer.compute()
         logger.info("%s", format_results(scores.tables))
         if self._analysis:
-            diagnosis = Diagnosis(self._scorer.ground_truth, read_mask_file(path), scores.main.settings)
-            logger.info("%s", diagnosis.summary())
-            write_text(path.with_name("analysis.json"), to_json(diagnosis.to_dict()) + "\n")
+            analysis = Analysis(self._scorer.ground_truth, read_mask_file(path), scores.main.settings)
+            logger.info("%s", analysis.summary())
+            content = analysis.to_dict(self._metadata.get("image_root"))
+            write_text(path.with_name("analysis.json"), to_json(content) + "\n")
         return scores.tables

@@ -17,9 +17,13 @@ import numpy as np
 import pytest
 from helpers import GOLDEN
 from make_vis_eval_case import build_golden
+from small_tubes import box, files, tracking_of
 
+from lbvq.evaluation.annotations import GroundTruth, read_predictions
 from lbvq.evaluation.burst import score_burst
+from lbvq.evaluation.davis import score_davis
 from lbvq.evaluation.tube_ap import TubeAP
+from lbvq.files.mask_file import MaskFile
 from lbvq.masks import rle
 
 trackeval = pytest.importorskip("trackeval")
@@ -220,3 +224,74 @@ def test_where_some_of_300_go_the_best_come_first(tmp_path):
     assert_burst_is_equal(tmp_path, document(truth), document(predictions))
     scores = score_burst(tmp_path / "gt/file.json", tmp_path / "tr/x/data/file.json")
     assert scores["per_class"]["airplane"]["AP"] == pytest.approx(100)
+
+
+# ---- tracking and DAVIS on any data set
+
+
+def without_crowds(seed, num_videos=4):
+    """Part of a case without crowds and encoded empty masks, which the package counts as objects."""
+    truth, results = build_golden(seed)
+    videos = {each["id"] for each in truth["videos"][:num_videos]}
+    truth["videos"] = truth["videos"][:num_videos]
+    truth["annotations"] = [{**each, "iscrowd": 0} for each in truth["annotations"] if each["video_id"] in videos]
+    results = [each for each in results if each["video_id"] in videos]
+    for each in [*truth["annotations"], *results]:
+        each["segmentations"] = [
+            None if mask is None or not rle.area(rle.to_rle(mask, *mask["size"])) else mask
+            for mask in each["segmentations"]
+        ]
+    return truth, results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_hota_and_idf1_equal_those_of_trackeval(seed, tmp_path):
+    truth, results = without_crowds(seed)
+    for place, content in (("gt/youtube_vis_val", truth), ("tr/youtube_vis_val/x/data", results)):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "file.json").write_text(json.dumps(content))
+    metrics = [trackeval.metrics.HOTA(), trackeval.metrics.Identity(dict(QUIET))]
+    theirs = evaluate_with_trackeval(trackeval.datasets.YouTubeVIS, tmp_path, metrics, SPLIT_TO_EVAL="val")
+    ours = tracking_of(GroundTruth(truth), MaskFile.of(results, "predictions"))
+    assert ours["per_class"]
+    for row in ours["per_class"]:
+        own = theirs[row["class"]]
+        for name in ("HOTA", "DetA", "AssA"):
+            assert row[name] == pytest.approx(100 * np.mean(own["HOTA"][name]), abs=1e-9)
+        for name in ("IDF1", "IDP", "IDR"):
+            assert row[name] == pytest.approx(100 * own["Identity"][name], abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_j_and_f_equal_those_of_trackeval(seed):
+    pytest.importorskip("skimage")  # the package uses it for this metric alone and does not ask for it
+    rng = np.random.RandomState(seed)
+    size, length = (60, 90), 5
+    tubes = [[rng.randint(0, 60), rng.randint(0, 40), rng.randint(8, 25), rng.randint(8, 20)] for _ in range(3)]
+    wanted = [[box(x + 2 * t, y, w, h, size) for t in range(length)] for x, y, w, h in tubes]
+    found = [[box(x + 2 * t + rng.randint(-3, 4), y, w, h + 2, size) for t in range(length)] for x, y, w, h in tubes]
+    wanted[0][2], found[1][3] = (np.zeros(size, bool),) * 2
+    truth, predictions = files([(1, masks, False) for masks in wanted], [(1, 0.5, masks) for masks in found])
+    ours = score_davis(truth, read_predictions(predictions, truth))
+
+    def encode(masks, t):
+        rles = [rle.encode(own[t]) for own in masks]
+        return [{**each, "counts": each["counts"].encode()} for each in rles]
+
+    data = {"num_timesteps": length, "num_tracker_ids": 3, "num_gt_ids": 3}
+    data |= {key: [np.arange(3)] * length for key in ("gt_ids", "tracker_ids")}
+    data |= {
+        key: [encode(masks, t) for t in range(length)] for key, masks in (("gt_dets", wanted), ("tracker_dets", found))
+    }
+    metric = trackeval.metrics.JAndF()
+    metric.optim_type = "J&F"
+    theirs = metric.eval_sequence(data)
+    for name, own in (
+        ("J", "J-Mean"),
+        ("F", "F-Mean"),
+        ("J&F", "J&F"),
+        ("J_recall", "J-Recall"),
+        ("F_recall", "F-Recall"),
+    ):
+        assert ours[name] == pytest.approx(100 * theirs[own])

@@ -139,7 +139,8 @@ def test_the_report_holds_every_table_and_draws_the_worst_tubes(case, tmp_path, 
     assert summary["results"]["segm"]["AP"] == pytest.approx(41.0691360113984)
     assert summary["results"]["segm"]["AP-cat9"] is None  # it has no track
     rows = {path.stem: list(csv.DictReader(path.open())) for path in folder.glob("*.csv")}
-    assert set(rows) == set("summary classes precision_recall by_size by_length by_occlusion confusion tracks".split())
+    wanted = "by_size by_length by_occlusion by_num_objects by_camera_motion".split()
+    assert set(rows) == {*"summary classes precision_recall confusion tracks".split(), *wanted}
     assert len(rows["tracks"]) == 104 and len(rows["precision_recall"]) == 101 and len(rows["classes"]) == 5
     occlusion = {row["range"]: float(row["AP"]) for row in rows["by_occlusion"]}
     assert occlusion["heavy"] == pytest.approx(26.9077873257156)
