@@ -97,7 +97,7 @@ def sample_masks(masks: Tensor, points: Tensor) -> Tensor:
 
 def sample_targets(masks: Sequence[Tensor], points: Tensor) -> list[Tensor]:
     """Read B lists of masks (G, H, W) or (G, T, H, W) at points (B, P, 2): (G, P) or (G, T*P) each."""
-    counts = torch.tensor([target.shape[:-2].numel() for target in masks])
+    counts = torch.tensor([target.shape[:-2].numel() for target in masks], dtype=torch.int64)
     every = points.repeat_interleave(counts.to(points.device), dim=0, output_size=int(counts.sum()))
     sampled = sample_lists([target.flatten(0, -3) for target in masks], every).split(counts.tolist())
     num_points = points.shape[1]
@@ -179,7 +179,7 @@ def pairwise_dice(logits: Tensor, targets: Tensor) -> Tensor:
 
 def matched_rows(matches: Sequence[Match]) -> Match:
     """List the matched pairs of several images one after the other: image and query of each, (n,) both, on the CPU."""
-    counts = torch.tensor([len(queries) for queries, _ in matches])
+    counts = torch.tensor([len(queries) for queries, _ in matches], dtype=torch.int64)
     images = torch.arange(len(matches)).repeat_interleave(counts)
     return images, torch.cat([queries.cpu() for queries, _ in matches]) if matches else images
 

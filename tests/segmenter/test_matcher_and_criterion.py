@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -13,15 +14,17 @@ from helpers import GOLDEN
 from lbvq.config import get_cfg
 from mask2former import points as points_module
 from mask2former.modeling import criterion as criterion_module
+from mask2former.modeling import matcher as matcher_module
 from mask2former.modeling.criterion import SetCriterion, average_over_processes, dice_loss, sigmoid_ce_loss
 from mask2former.modeling.matcher import (
     HungarianMatcher,
     assign,
+    matched_rows,
     matching_cost,
     pairwise_dice,
     pairwise_sigmoid_ce,
 )
-from mask2former.points import point_sample, uncertain_points
+from mask2former.points import point_sample, sample_lists, uncertain_points
 
 NUM_POINTS = 49
 
@@ -237,3 +240,42 @@ def test_a_query_without_object_counts_a_tenth():
     matches = [(torch.tensor([0]), torch.tensor([0]))]
     loss = criterion.class_loss(logits, [{"labels": torch.tensor([0])}], matches)
     assert loss.item() == pytest.approx((math.log(2) + 0.1 * math.log(4)) / 1.1)
+
+
+def test_lists_of_maps_are_read_at_points_of_their_own_whatever_is_joined(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(2, 4, 6), (0, 4, 6), (3, 4, 6), (1, 5, 5)]
+    lists = [torch.rand(size, generator=generator) > 0.5 for size in sizes]
+    at = torch.rand(6, 7, 2, generator=generator)
+    singly = [point_sample(maps[None, None], here[None])[0, 0] for maps, here in zip(chain(*lists), at, strict=True)]
+    for limit in (0, 48, 2**24):  # every list by itself, two of them at most, all of one size
+        monkeypatch.setattr(points_module, "JOINED_AT_ONCE", limit)
+        assert torch.equal(sample_lists(lists, at), torch.stack(singly)), limit
+
+
+def test_matched_rows_name_the_image_of_every_query():
+    match = (torch.tensor([1, 4]), torch.tensor([0, 1]))
+    none = (torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+    images, queries = matched_rows([match, none, match])
+    assert images.tolist() == [0, 0, 2, 2] and queries.tolist() == [1, 4, 1, 4]
+    assert [len(part) for part in matched_rows([])] == [0, 0]
+
+
+@pytest.mark.parametrize("at_once", [1, 2**24])
+def test_costs_of_a_batch_are_those_of_each_image(at_once, monkeypatch):
+    monkeypatch.setattr(matcher_module, "COMPARED_AT_ONCE", at_once)
+    generator = torch.Generator().manual_seed(0)
+    outputs = {
+        "pred_logits": torch.randn(3, 5, 4, generator=generator),
+        "pred_masks": torch.randn(3, 5, 6, 8, generator=generator),
+    }
+    targets = [
+        {"labels": torch.arange(count) % 3, "masks": torch.rand(count, 12, 16, generator=generator) > 0.5}
+        for count in (2, 0, 3)
+    ]
+    matcher = HungarianMatcher(2.0, 5.0, 5.0, num_points=9)
+    torch.manual_seed(1)
+    together = matcher.costs(outputs, targets)
+    torch.manual_seed(1)
+    for image, (target, cost) in enumerate(zip(targets, together, strict=True)):
+        torch.testing.assert_close(cost, matcher.cost(outputs, target, image), rtol=0, atol=2e-6)
