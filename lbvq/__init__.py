@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lbvq.inference.predictor import VideoPredictor as VideoPredictor
     from lbvq.inference.results import VideoPrediction as VideoPrediction
     from lbvq.inference.stream import StreamPredictor as StreamPredictor
+    from lbvq.inference.tracking import track as track
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ _HOME = {  # public name: module that defines it
     "get_cfg": "lbvq.config",
     "load_model": "lbvq.inference.loading",
     "load_weights": "lbvq.engine.checkpoint",
+    "track": "lbvq.inference.tracking",
 }
 
 __all__ = ["__version__", *_HOME]

@@ -44,7 +44,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "lbvq.zoo",
         *BOTTOM,
     ),
-    "lbvq.inference.results": BOTTOM,
+    "lbvq.inference.results": ("lbvq.inference.adapters", *BOTTOM),
+    "lbvq.inference.adapters": BOTTOM,
     "lbvq.config": ("mask2former.config", "mask2former.cfg"),
     "lbvq.data": (
         "mask2former.abilities",
@@ -96,6 +97,7 @@ OPTIONAL: dict[str, str | None] = {
     "lvis": "lvis",
     "trackeval": "trackeval",
     "gdown": "gdown",
+    "supervision": "supervision",
     "pytest": None,
     "pytest-timeout": None,
     "labelformat": "labelformat",

@@ -11,7 +11,10 @@ import numpy as np
 
 from lbvq.files import rules
 from lbvq.files.json_files import read_json
+from lbvq.files.writing import write_text
+from lbvq.inference.adapters import coco_video, csv_text, to_supervision
 from lbvq.masks import rle
+from lbvq.masks.shapes import boxes_of, polygons_of
 from lbvq.masks.tubes import MaskTubes
 
 if TYPE_CHECKING:
@@ -53,6 +56,27 @@ class FramePrediction:
     def captions(self) -> list[str]:
         """One text per object: identity, class and score, e.g. ``"3 dog 0.87"``."""
         return [_caption(*row, self.names) for row in zip(self.ids, self.labels, self.scores, strict=True)]
+
+    @property
+    def visible(self) -> np.ndarray:
+        """(N,) bool, whether an object has a pixel in this frame."""
+        return self.masks.any(axis=(1, 2))
+
+    def boxes(self) -> np.ndarray:
+        """(N, 4) float64 boxes, x and y of the first and of the last pixel; NaN where not visible."""
+        return boxes_of(self.masks)
+
+    def polygons(self) -> list[list[np.ndarray]]:
+        """Outer outlines of every object, (P, 2) int32 (x, y) each; none where not visible."""
+        return [polygons_of(mask) for mask in self.masks]
+
+    def to_supervision(self, *, compact: bool = False) -> Any:
+        """The visible objects as `supervision.Detections`, with their identities as `tracker_id`.
+
+        Args:
+            compact: keep masks as `supervision.CompactMask`, run lengths within their boxes.
+        """
+        return to_supervision(self, compact)
 
 
 class VideoPrediction:
@@ -184,6 +208,22 @@ class VideoPrediction:
     def frame(self, t: int) -> FramePrediction:
         """All objects in frame `t`, dense."""
         return FramePrediction(self.masks.frame(t).numpy(), self.scores, self.labels, self.ids, self.names)
+
+    def to_csv(self, path: str | os.PathLike) -> None:
+        """Write a row for every object in every frame that shows it, see `adapters.CSV_COLUMNS`."""
+        write_text(path, csv_text(self))
+
+    def to_coco_video(
+        self, video_id: int = 1, video_name: str = "video", file_names: Sequence[str] | None = None
+    ) -> dict[str, list[dict[str, Any]]]:
+        """The prediction as annotations in COCO-video form, with an image for every frame.
+
+        Args:
+            video_id: of the video.
+            video_name: its name.
+            file_names: T file names of its frames; by default `video_name/00000.jpg` and so on.
+        """
+        return coco_video(self, video_id, video_name, file_names)
 
     def to_json(self, video_id: int, category_ids: Sequence[int] | Mapping[int, int] | None = None) -> list[dict]:
         """Entries of a YouTube-VIS results file, best first; frames without the object hold an empty mask.
