@@ -119,6 +119,12 @@ class GroundTruth:
         found = rules.linked(annotations or [], *ids, noun, self.name, crowd_key=crowd_key)
         self.tracks = [self._read_track(each, file) for each in found]
 
+    def add(self, other: GroundTruth) -> None:
+        """Take over the videos of another data set, whose ids are not known here, and its categories."""
+        self.videos = dict(sorted({**self.videos, **other.videos}.items()))
+        self.categories = dict(sorted({**self.categories, **other.categories}.items()))
+        self.tracks += other.tracks
+
     def _read_track(self, linked: rules.Linked, file: MaskFile) -> Track:
         entry, where = linked.entry, linked.where
         video = self.videos[linked.parent_id]

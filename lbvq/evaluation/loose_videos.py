@@ -43,8 +43,7 @@ def as_documents(
             raise ValueError(f"video {index}: masks of predictions are {found.masks.shape[1:]} and of targets {shape}")
         num_frames, height, width = shape
         videos.append({"id": video_id, "length": num_frames, "height": height, "width": width})
-        crowd = _column(pair[1], "iscrowd", len(wanted), f"target {index}")
-        for entry, is_crowd in zip(wanted.to_json(video_id), crowd[wanted.ids - 1], strict=True):
+        for entry, is_crowd in zip(wanted.to_json(video_id), _crowd(pair[1], wanted, f"target {index}"), strict=True):
             del entry["score"]
             annotations.append({**entry, "id": len(annotations) + 1, "iscrowd": int(is_crowd)})
         results += found.to_json(video_id)
@@ -83,12 +82,14 @@ def _read(video: Any, where: str) -> VideoPrediction:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _column(video: Any, key: str, length: int, where: str) -> np.ndarray:
-    """A number for every object of a dict, in its order; zeros where it has none."""
-    values = np.asarray(video[key]) if isinstance(video, Mapping) and key in video else np.zeros(length)
-    if values.shape != (length,):
-        raise ValueError(f"{where}: {key} must be ({length},), got {values.shape}")
-    return values
+def _crowd(target: Any, objects: VideoPrediction, where: str) -> np.ndarray:
+    """Flags of the objects of a target, in their order."""
+    if not isinstance(target, Mapping) or "iscrowd" not in target:
+        return np.zeros(len(objects), bool)
+    flags = np.asarray(target["iscrowd"])
+    if flags.shape != (len(objects),):
+        raise ValueError(f"{where}: iscrowd must be ({len(objects)},), got {flags.shape}")
+    return flags[objects.ids - 1]  # ids are places in the arrays that the objects were made of
 
 
 def _video_id(pair: tuple[Any, Any], default: int, index: int) -> int:

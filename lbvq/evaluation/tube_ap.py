@@ -4,6 +4,10 @@
     ap.update("results.json")          # or any number of lists of results, in any order
     print(ap.compute().summary())
 
+    ap = TubeAP()
+    for video, truth in ...:           # arrays, dictionaries or `VideoPrediction`, see `loose_videos`
+        ap.update(model(video), truth)
+
 Masks are decoded video by video and forgotten; what stays is a few numbers per detection. So instances that saw
 different videos, in different processes, can be merged exactly.
 """
@@ -21,15 +25,16 @@ import numpy as np
 from lbvq.evaluation.accumulate import accumulate
 from lbvq.evaluation.annotations import Detection, GroundTruth, Track, Video, read_predictions
 from lbvq.evaluation.boundary import BoundaryTubes, boundary_iou
+from lbvq.evaluation.loose_videos import as_documents
 from lbvq.evaluation.mask_texts import Masks
 from lbvq.evaluation.overlap import TubeRuns, tube_iou
 from lbvq.evaluation.tube_ap_result import TubeApResult
 from lbvq.evaluation.tube_ap_settings import TubeApSettings
-from lbvq.files.mask_file import MaskFile
 from lbvq.masks.runs import keep_freed_memory
 
 _FRAMES_AT_ONCE = 1024  # masks that are decoded together
 _BOUNDARIES_AT_ONCE = 512  # masks whose boundaries are held together
+NOTHING: dict[str, Any] = {"videos": [], "categories": [], "annotations": []}
 _PART_TYPES = {  # what is kept of each detection, and of each pair of detection and track
     "order": np.int64,
     "video": np.int64,
@@ -50,26 +55,33 @@ class TubeAP:
 
     def __init__(
         self,
-        ground_truth: GroundTruth | str | Path | Mapping[str, Any],
+        ground_truth: GroundTruth | str | Path | Mapping[str, Any] | None = None,
         settings: TubeApSettings | None = None,
         **changes: Any,
     ) -> None:
         """Prepare for one data set.
 
         Args:
-            ground_truth: `GroundTruth`, or what it can be made of: a path or the content of an annotation file.
+            ground_truth: `GroundTruth`, or what it can be made of: a path or the content of an annotation file. None:
+                it comes with the predictions.
             settings: by default those of YouTube-VIS; `changes` replace single ones.
         """
-        self.ground_truth = ground_truth if isinstance(ground_truth, GroundTruth) else GroundTruth(ground_truth)
+        self._truth_grows = ground_truth is None
+        source = NOTHING if ground_truth is None else ground_truth
+        self.ground_truth = source if isinstance(source, GroundTruth) else GroundTruth(source)
         self.settings = replace(settings or TubeApSettings(), **changes)
         self._tracks_of: dict[int, list[int]] = defaultdict(list)  # video id -> positions in ground_truth.tracks
         self._categories_of: dict[int, set[int]] = defaultdict(set)
-        for index, track in enumerate(self.ground_truth.tracks):
+        self._index_tracks(0)
+        self._smallest_iou = min(self.settings.iou_thresholds[0], 1 - 1e-10)
+        self.reset()
+
+    def _index_tracks(self, first: int) -> None:
+        """Note where the tracks from position `first` on belong."""
+        for index, track in enumerate(self.ground_truth.tracks[first:], first):
             self._check_length(self.ground_truth.videos[track.video_id], len(track.masks), self._name_track(index))
             self._tracks_of[track.video_id].append(index)
             self._categories_of[track.video_id].add(track.category_id)
-        self._smallest_iou = min(self.settings.iou_thresholds[0], 1 - 1e-10)
-        self.reset()
 
     def check_masks(self) -> None:
         """Decode every mask of the ground truth; ValueError names the first that is broken."""
@@ -84,15 +96,21 @@ class TubeAP:
         self._num_detections = 0
         self._track_areas: dict[int, float] = {}
 
-    def update(
-        self, predictions: str | Path | Iterable[Mapping[str, Any]] | MaskFile, name: str = "predictions"
-    ) -> TubeAP:
+    def update(self, predictions: Any, targets: Any = None, name: str = "predictions") -> TubeAP:
         """Add predictions: a results file, or a list in its form. Masks are checked, compared and forgotten.
 
         Args:
-            predictions: [{"video_id", "category_id", "score", "segmentations": [mask or None per frame]}].
+            predictions: [{"video_id", "category_id", "score", "segmentations": [mask or None per frame]}], or its
+                file. With targets: one video or a list of them, see `loose_videos`.
+            targets: ground truth of the same videos, if there was none at the beginning.
             name: of a list, for messages.
         """
+        if targets is not None:
+            return self._update_both(predictions, targets)
+        if self._truth_grows:
+            raise ValueError(
+                "there is no ground truth; give targets with the predictions, or TubeAP an annotation file"
+            )
         keep_freed_memory()
         limit = self.settings.max_per_video
         detections = read_predictions(predictions, self.ground_truth, name, max_per_video=limit)
@@ -106,6 +124,26 @@ class TubeAP:
         ]
         self._parts += parts  # all or nothing: a broken mask leaves no trace
         self._num_detections += len(detections)
+        return self
+
+    def _update_both(self, predictions: Any, targets: Any) -> TubeAP:
+        """Add videos with their ground truth, all of them or none."""
+        if not self._truth_grows:
+            raise ValueError("targets were given, and the ground truth was known from the beginning")
+        truth = self.ground_truth
+        document, results = as_documents(predictions, targets, max(truth.videos, default=0) + 1)
+        part = TubeAP(document, self.settings).update(results)
+        twice = sorted(truth.videos.keys() & part.ground_truth.videos.keys())
+        if twice:
+            raise ValueError(f"video {twice[0]} was given before; every video counts once")
+        shift = len(truth.tracks)
+        truth.add(part.ground_truth)
+        self._index_tracks(shift)
+        for numbers in part._parts:
+            moved = {"order": numbers["order"] + self._num_detections, "pair_track": numbers["pair_track"] + shift}
+            self._parts.append({**numbers, **moved})
+        self._num_detections += part._num_detections
+        self._track_areas |= {shift + index: area for index, area in part._track_areas.items()}
         return self
 
     def merge(self, other: TubeAP | Mapping[str, Any]) -> TubeAP:

@@ -73,7 +73,7 @@ def class_name(label: int, names: Sequence[str] | None) -> str:
 
 def csv_text(video: VideoObjects) -> str:
     """A table with `CSV_COLUMNS`, frames counted from 0, lengths in pixels; see `VideoPrediction.to_csv`."""
-    rows = []
+    rows: list[list[Any]] = []
     for n in range(len(video.scores)):
         name = class_name(int(video.labels[n]), video.names)
         for t, mask in enumerate(video.masks.rles(n)):

@@ -60,7 +60,7 @@ class FramePrediction:
     @property
     def visible(self) -> np.ndarray:
         """(N,) bool, whether an object has a pixel in this frame."""
-        return self.masks.any(axis=(1, 2))
+        return np.asarray(self.masks.any(axis=(1, 2)))
 
     def boxes(self) -> np.ndarray:
         """(N, 4) float64 boxes, x and y of the first and of the last pixel; NaN where not visible."""
