@@ -83,7 +83,7 @@ def csv_text(video: VideoObjects) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
-    writer.writerows(sorted(rows, key=lambda row: row[:2]))
+    writer.writerows(sorted(rows, key=lambda row: (row[0], row[1])))
     return text.getvalue()
 
 
