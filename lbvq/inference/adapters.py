@@ -83,7 +83,8 @@ def csv_text(video: VideoObjects) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
-    writer.writerows(sorted(rows, key=lambda row: (row[0], row[1])))
+    rows.sort(key=lambda row: (row[0], row[1]))
+    writer.writerows(rows)
     return text.getvalue()
 
 
