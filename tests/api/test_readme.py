@@ -11,7 +11,7 @@ import lbvq
 from lbvq.inference.stream import StreamPredictor
 from lbvq.zoo import MODELS
 
-DOCUMENTS = ["README.md", "INSTALL.md", "datasets/README.md", "docs/own_data.md"]
+DOCUMENTS = ["README.md", "INSTALL.md", "datasets/README.md", "docs/own_data.md", "docs/speed.md"]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

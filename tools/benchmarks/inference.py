@@ -270,7 +270,7 @@ def compare_time(model: nn.Module, video: RepeatedFrames, args: argparse.Namespa
 
 def print_table(columns: dict[str, dict[str, float]], num_frames: int) -> None:
     """Print seconds per frame by stage, and the quotients of every two columns: how many times as fast."""
-    pairs = list(itertools.combinations(columns, 2))
+    pairs = list(itertools.combinations(sorted(columns, key=lambda name: columns[name]["total"]), 2))  # fast, slow
     titles = [*columns, *("{}/{}".format(*(name[:4] for name in pair[::-1])) for pair in pairs)]
     print(f"\n{'seconds per frame':20s}" + "".join(f"{title:>12s}" for title in titles))
     for stage in columns["ours"]:
