@@ -12,7 +12,7 @@ from itertools import chain, pairwise
 import numpy as np
 
 from lbvq.evaluation.mask_texts import Masks
-from lbvq.masks.runs import FrameRuns, decode_masks
+from lbvq.masks.runs import decode_masks
 
 _TUBES_AT_ONCE = 16  # that are compared with one; more would leave the processor's cache
 _MAX_TABLES = 4  # of runs per column; masks with more runs in a column are rare
@@ -25,8 +25,6 @@ class TubeRuns:
         size_hw: height and width of the frames.
         lengths: (N,) frames of each tube.
         areas: (N, T) foreground pixels in each frame; T is the longest tube's.
-        left: (N, T) column of the tube before which a frame has no foreground; anything where it has none.
-        right: (N, T) column behind which it has none.
         start: (R,) first pixel of every foreground run, counted from the start of its tube. No run spans columns.
         end: (R,) pixel behind its last one; runs of length zero may occur.
         column: (R,) its column, counted from the start of the tube: frame * width + x.
@@ -55,8 +53,6 @@ class TubeRuns:
         runs = decode_masks(texts, sizes, offsets, lambda index: where(int(tube[index]), int(frame[index])))
         self.areas = np.zeros((len(tubes), int(self.lengths.max(initial=0))), np.int64)
         self.areas[tube, frame] = runs.areas
-        self.left, self.right = np.zeros_like(self.areas), np.zeros_like(self.areas)
-        self.left[tube, frame], self.right[tube, frame] = _column_range(runs, size_hw[0])
         first = runs.first[np.searchsorted(tube, np.arange(len(tubes) + 1))]
         self.start, self.end, self.column, self.first = _cut_at_columns(runs.start, runs.end, first, size_hw[0])
 
@@ -84,13 +80,6 @@ class TubeRuns:
     def rows(self, index: int) -> slice:
         """Rows of one tube."""
         return slice(int(self.first[index]), int(self.first[index + 1]))
-
-
-def _column_range(runs: FrameRuns, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """(F,) first and last column with foreground of each mask, or columns farther outside."""
-    last = runs.first[1:] - 1
-    last = np.maximum(last - (runs.end[last] == runs.start[last]), 0)  # the last run may have no length
-    return runs.start[runs.first[:-1]] // height, (runs.end[last] - 1) // height
 
 
 def _cut_at_columns(
@@ -127,14 +116,13 @@ def tube_iou(
         detections: N tubes.
         tracks: G tubes of the same frame size.
         pairs: (P, 2) index of detection and track.
-        at_least: pairs below it may be left out; many need not be intersected for that, as their areas differ too much
-            or they share no column.
+        at_least: pairs below it may be left out; many need not be intersected for that, as their areas differ too much.
 
     Returns:
         (P',) positions in `pairs` of those with at least that IoU, ascending, and (P',) their IoU; 0 for empty unions.
     """
     areas_d, areas_g = _areas_of_common_frames(detections, tracks, pairs)
-    largest = np.where(_meet(detections, tracks, pairs), np.minimum(areas_d, areas_g), 0).sum(1)  # of intersections
+    largest = np.minimum(areas_d, areas_g).sum(1)  # an upper bound of the intersection
     total = areas_d.sum(1) + areas_g.sum(1)
     kept = np.flatnonzero(divide(largest, total - largest) >= at_least)
     intersection = intersect(detections, tracks, pairs[kept])
@@ -153,16 +141,6 @@ def _areas_of_common_frames(detections: TubeRuns, tracks: TubeRuns, pairs: np.nd
         outside = np.arange(num_frames) >= lengths[:, None]
         areas_d, areas_g = np.where(outside, 0, areas_d), np.where(outside, 0, areas_g)
     return areas_d, areas_g
-
-
-def _meet(detections: TubeRuns, tracks: TubeRuns, pairs: np.ndarray) -> np.ndarray:
-    """(P, T) frames in which both tubes of a pair may have pixels in one column."""
-    frames = slice(min(detections.areas.shape[1], tracks.areas.shape[1]))
-    (left_d, right_d), (left_g, right_g) = (
-        (tubes.left[pairs[:, side], frames], tubes.right[pairs[:, side], frames])
-        for side, tubes in enumerate((detections, tracks))
-    )
-    return (left_d <= right_g) & (left_g <= right_d)
 
 
 def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

@@ -179,18 +179,6 @@ def _tubes(seed):
     return dense, TubeRuns(masks, (height, width), lambda *where: str(where))
 
 
-@given(seeds)
-@settings(max_examples=20, deadline=None)
-def test_no_pixel_lies_outside_the_columns_that_a_tube_names(seed):
-    dense, tubes = _tubes(seed)
-    width = tubes.size_hw[1]
-    for index, tube in enumerate(dense):
-        for frame, mask in enumerate(tube):
-            columns = [] if mask is None else np.flatnonzero(mask.any(0)) + frame * width
-            if len(columns):
-                assert (tubes.left[index, frame], tubes.right[index, frame]) == (columns[0], columns[-1])
-
-
 PAIRS = np.argwhere(np.ones((4, 4)))
 
 
