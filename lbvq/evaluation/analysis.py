@@ -87,7 +87,7 @@ class Analysis:
         self.detections = self.diagnosis.detections
         self.min_score = min_score
         self._ap = TubeAP(ground_truth, replace(settings, occlusion_ranges=None, boundary_ratio=None))
-        self._ap.update(predictions, predictions.name)
+        self._ap.update(predictions, name=predictions.name)
         self.lengths = self._ap.track_lengths()  # (G,) frames in which each track is visible
         self._collected = self.diagnosis.collected
         best_first = np.lexsort((self._collected["order"], -self._collected["score"]))

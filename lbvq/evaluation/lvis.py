@@ -52,7 +52,7 @@ class LvisScorer:
         All detections of an image must come in one call. The best 300 of them count, and those of unknown categories
         and empty masks are among the 300, as published.
         """
-        self._ap.update(predictions, name)
+        self._ap.update(predictions, name=name)
         return self
 
     def state(self) -> dict[str, Any]:

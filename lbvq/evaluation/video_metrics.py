@@ -170,7 +170,7 @@ class VideoScorer:
         elif not isinstance(predictions, MaskFile):
             predictions = list(predictions)
         for task in self._tasks.values():
-            task.update(predictions, name)
+            task.update(predictions, name=name)
         return self
 
     def state(self) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def all_overlaps(settings: TubeApSettings) -> TubeApSettings:
 
 def compare_all(ground_truth: GroundTruth, predictions: MaskFile, settings: TubeApSettings) -> dict[str, np.ndarray]:
     """Overlap every prediction with every track of its video; what `TubeAP.collected` returns."""
-    return TubeAP(ground_truth, all_overlaps(settings)).update(predictions, predictions.name).collected()
+    return TubeAP(ground_truth, all_overlaps(settings)).update(predictions, name=predictions.name).collected()
 
 
 def outcomes(ground_truth: GroundTruth, settings: TubeApSettings, collected: Mapping[str, np.ndarray]) -> Outcomes:
