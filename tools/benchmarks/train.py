@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> None:
     seed_all_rng(max(cfg.SEED, 0))
     with tempfile.TemporaryDirectory() as folder:
         if not args.real:
-            _write_videos(folder, args)
-        step = _build_step(cfg)
+            write_videos(folder, args)
+        step = build_step(cfg)
         for iteration in range(args.warmup + args.iterations):
             if iteration == args.warmup:
                 step.seconds = dict.fromkeys(step.seconds, 0.0)
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
         _print_table(cfg, step, args.iterations)
 
 
-def _write_videos(folder: str, args: argparse.Namespace) -> None:
+def write_videos(folder: str, args: argparse.Namespace) -> None:
     height, width, num_frames = args.synthetic
     scale = min(height / 96, width / 128)
     settings = SyntheticSettings.scaled(scale, height=height, width=width, num_frames=num_frames)
@@ -92,7 +92,7 @@ def _write_videos(folder: str, args: argparse.Namespace) -> None:
     os.environ["DETECTRON2_DATASETS"] = folder
 
 
-def _build_step(cfg: Any) -> StageTimer:
+def build_step(cfg: Any) -> StageTimer:
     model = build_model(cfg)
     if cfg.SOLVER.ACTIVATION_CHECKPOINTING:
         enable_activation_checkpointing(model)
