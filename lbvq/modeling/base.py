@@ -23,6 +23,7 @@ from mask2former.modeling.criterion import SetCriterion
 from mask2former.modeling.head import MaskFormerHead
 from mask2former.registry import build_backbone, build_sem_seg_head
 from mask2former.structures import ImageList
+from mask2former.transfer import to_device
 
 from .pretrained import push_to_hub, save_pretrained
 
@@ -144,7 +145,7 @@ class VideoModel(nn.Module):
         num_channels = len(self.pixel_mean)
         if frame.dim() != 3 or frame.shape[0] != num_channels or 0 in frame.shape:
             raise ValueError(f"a frame must have shape ({num_channels}, height, width), got {tuple(frame.shape)}.")
-        return (frame.to(self.device) - self.pixel_mean) / self.pixel_std
+        return (to_device(frame, self.device) - self.pixel_mean) / self.pixel_std
 
     def batch_clips(self, samples: list[dict[str, Any]]) -> ImageList:
         """Normalise and pad the frames of B training clips, clip by clip."""

@@ -2,6 +2,9 @@
 
 Every clip carries the same N annotated instances in each of its T frames; an instance that a frame lacks has class and
 id -1 there. Masks are padded to the size of the padded batch, because losses sample both sides at relative positions.
+
+Everything is selected and checked on the CPU, where samples come from, and copied to the device at the end: nothing is
+read back from it.
 """
 
 from __future__ import annotations
@@ -12,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from mask2former.structures import ABSENT
+from mask2former.transfer import to_device
+
+HOST = torch.device("cpu")
 
 
 def prepare_targets(
@@ -32,9 +38,9 @@ def prepare_targets(
     """
     frame_targets, clip_targets = [], []
     for sample in samples:
-        target = clip_target(sample, padded_size, device, num_classes)
-        clip_targets.append(target)
-        frame_targets.extend(frames_of(target))
+        target = clip_target(sample, padded_size, HOST, num_classes)
+        clip_targets.append(_moved(target, device))
+        frame_targets.extend(_moved(frame, device) for frame in frames_of(target))
     return frame_targets, clip_targets
 
 
@@ -44,20 +50,24 @@ def clip_target(
     """Build the target of one clip; see `prepare_targets`."""
     instances = sample["instances"]
     name = sample_name(sample)
-    masks = stack_masks(instances, padded_size, device, name)
-    ids = valid_ids(torch.stack([frame.gt_ids for frame in instances], dim=1).to(device), masks)
+    masks = stack_masks(instances, padded_size, HOST, name)
+    ids = valid_ids(torch.stack([frame.gt_ids for frame in instances], dim=1).to(HOST), masks)
     kept = (ids != ABSENT).any(dim=1)  # (N,)
-    labels = first_known_class([classes_of_present(frame) for frame in instances])[kept.cpu()]
+    labels = first_known_class([classes_of_present(frame).to(HOST) for frame in instances])[kept]
     check_classes(labels, num_classes, name)
-    labels, ids, masks = labels.to(device), ids[kept], masks[kept]
-    return {
+    target = {
         "labels": labels,
-        "ids": shift_ids(ids),
-        "masks": masks,
+        "ids": shift_ids(ids[kept]),
+        "masks": masks[kept],
         "video_len": sample.get("video_len"),
         "frame_idx": sample.get("frame_idx"),
         "name": name,
     }
+    return _moved(target, device)
+
+
+def _moved(target: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {name: to_device(each, device) if isinstance(each, Tensor) else each for name, each in target.items()}
 
 
 def frames_of(target: dict[str, Any]) -> list[dict[str, Any]]:
@@ -89,11 +99,12 @@ def frames_with_all(
         `{labels (N,), ids (N,), masks (N, H, W), name}`, ids -1 where absent.
     """
     instances, name = sample["instances"], sample_name(sample)
-    masks = stack_masks(instances, padded_size, device, name)
-    ids = valid_ids(torch.stack([frame.gt_ids for frame in instances], dim=1).to(device), masks)
-    classes = torch.stack([frame.gt_classes for frame in instances], dim=1).to(device)
+    masks = stack_masks(instances, padded_size, HOST, name)
+    ids = valid_ids(torch.stack([frame.gt_ids for frame in instances], dim=1).to(HOST), masks)
+    classes = torch.stack([frame.gt_classes for frame in instances], dim=1).to(HOST)
     check_classes(classes[ids != ABSENT], num_classes, name)
     labels = torch.where(ids == ABSENT, num_classes, classes)
+    labels, ids, masks = (to_device(part, device) for part in (labels, ids, masks))
     return [
         {
             "labels": labels[:, t],

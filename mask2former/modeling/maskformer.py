@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..abilities import Abilities
 from ..registry import META_ARCH_REGISTRY, build_backbone, build_sem_seg_head
 from ..structures import BitMasks, ImageList, Instances
+from ..transfer import to_device
 from .backbone import Backbone
 from .criterion import SetCriterion, weighted
 
@@ -102,7 +103,7 @@ class MaskFormer(nn.Module):
 
     def preprocess(self, samples: Sequence[Mapping[str, Any]]) -> ImageList:
         """Normalise, then pad with zeros: a border pixel has the mean colour."""
-        images = [(sample["image"].to(self.device) - self.pixel_mean) / self.pixel_std for sample in samples]
+        images = [(to_device(sample["image"], self.device) - self.pixel_mean) / self.pixel_std for sample in samples]
         return ImageList.from_tensors(images, self.size_divisibility)
 
     def losses(

@@ -9,7 +9,8 @@ from golden_samples import training_sample
 from helpers import GOLDEN
 from synth_targets import clips, empty_clips
 
-from lbvq.modeling.targets import first_known_class, prepare_targets, shift_ids, valid_ids
+from lbvq.modeling.targets import first_known_class, frames_with_all, prepare_targets, shift_ids, valid_ids
+from mask2former.transfer import to_device
 
 CPU = torch.device("cpu")
 
@@ -42,6 +43,35 @@ def test_the_sample_is_not_changed():
     before = [frame.gt_classes.clone() for frame in sample["instances"]]
     prepare_targets([sample], (96, 128), CPU)
     assert all(torch.equal(frame.gt_classes, old) for frame, old in zip(sample["instances"], before, strict=True))
+
+
+def test_nothing_is_read_back_from_the_device():
+    """A tensor without storage has no numbers to read, so every selection that waits for the device would fail."""
+    samples, meta = [training_sample(clip) for clip in clips(3)], torch.device("meta")
+    frames, whole = prepare_targets(samples, (96, 128), meta, num_classes=40)
+    for got, want in zip((frames, whole), prepare_targets(samples, (96, 128), CPU), strict=True):
+        assert [target["masks"].shape for target in got] == [target["masks"].shape for target in want]
+        assert all(target[name].device == meta for target in got for name in ("labels", "ids", "masks"))
+    assert frames_with_all(samples[0], (96, 128), meta, 40)[0]["masks"].device == meta
+
+
+@pytest.mark.parametrize("kind, pinned", [("cuda", True), ("cpu", False)])
+def test_copies_to_a_gpu_are_pinned_and_do_not_wait(kind, pinned):
+    calls, device = [], torch.device(kind)
+
+    class Tensor:
+        device = CPU
+
+        def pin_memory(self):
+            calls.append("pin")
+            return self
+
+        def to(self, device, non_blocking=False):
+            calls.append((device, non_blocking))
+            return "there"
+
+    assert to_device(Tensor(), device) == "there"
+    assert calls == (["pin"] * pinned + [(device, pinned)])
 
 
 def test_class_comes_from_the_first_frame_that_has_one():
