@@ -1,4 +1,4 @@
-"""Command line: `python -m lbvq COMMAND`, installed as `lbvq`. Training is `python train_net.py`."""
+"""Command line: `python -m lbvq COMMAND`, installed as `lbvq`; each command is a module of `lbvq.cli`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
+from lbvq import __version__
 from lbvq.engine.user_errors import HINT, user_command
 
 
@@ -20,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         + f"\n{HINT}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"lbvq {__version__}")
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="see: lbvq COMMAND --help")
     args = parser.parse_args(argv)
@@ -27,51 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return command(argparse.ArgumentParser(prog=f"lbvq {args.command}", description=command.__doc__), args.arguments)
 
 
-def predict(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
-    """Segment videos; write drawn videos, frames or results."""
-    from lbvq.cli.predict import add_arguments, run  # imported here: the other commands need no network
-
-    add_arguments(parser)
-    return run(parser.parse_args(arguments))
-
-
-def list_models(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
-    """List published models and configuration files."""
-    from lbvq.zoo import MODELS, list_configs
-
-    parser.add_argument("text", nargs="?", default="", help="show only names that contain it")
-    text = parser.parse_args(arguments).text
-    print(f"{'published model':36}{'data set':17}{'published scores':34}{'weights':22}configuration")
-    licences: dict[str, list[str]] = {}
-    for model in (model for model in MODELS.values() if text in model.name):
-        scores = " ".join(f"{metric} {value:g}" for metric, value in list(model.scores.items())[:3])
-        size = f", {model.size_mb} MB" if model.size_mb else ""
-        weights = f"by itself{size}" if model.downloads else "Google Drive"
-        print(f"{model.name:36}{model.dataset:17}{scores:34}{weights:22}{model.config}")
-        licences.setdefault(model.licence or "licence not stated here; see where they come from", []).append(model.name)
-    print("\nlicences of the weights (sizes are computed from the number of parameters)")
-    for licence, names in licences.items():
-        print(f"  {licence}: {', '.join(names)}")
-    print("\nconfiguration files")
-    for name in (name for name in list_configs() if text in name):
-        print(f"  {name}")
-    return 0
-
-
-def info(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
-    """Print versions and devices, for bug reports."""
-    parser.parse_args(arguments)
-    from lbvq.engine.environment import environment_report  # imports torch
-
-    print(environment_report())
-    return 0
-
-
 def _module(name: str, summary: str) -> Callable[[argparse.ArgumentParser, Sequence[str]], int]:
-    """The command in `lbvq.cli.<name>`, which has `add_arguments` and `run`."""
+    """The command in `lbvq.cli.<name>`, which has `EXAMPLES`, `add_arguments` and `run`."""
 
     def command(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
-        module = importlib.import_module(f"lbvq.cli.{name}")
+        module = importlib.import_module(f"lbvq.cli.{name}")  # the other commands may need what this one does not
+        parser.epilog, parser.formatter_class = module.EXAMPLES, argparse.RawDescriptionHelpFormatter
         module.add_arguments(parser)
         return module.run(parser.parse_intermixed_args(arguments))  # settings may follow options
 
@@ -80,7 +43,8 @@ def _module(name: str, summary: str) -> Callable[[argparse.ArgumentParser, Seque
 
 
 COMMANDS: dict[str, Callable[[argparse.ArgumentParser, Sequence[str]], int]] = {
-    "predict": predict,
+    "predict": _module("predict", "Segment videos; write drawn videos, frames or results."),
+    "stream": _module("live", "Segment a camera, an address or a video while it plays."),
     "convert": _module("convert", "Turn the labels of a labelling tool into a data folder."),
     "doctor": _module("doctor", "Say what is wrong with a data set, and what to do about it."),
     "extract-frames": _module("extract_frames", "Write frames of video files as images, with their numbers and times."),
@@ -90,8 +54,8 @@ COMMANDS: dict[str, Callable[[argparse.ArgumentParser, Sequence[str]], int]] = {
     "compare": _module("compare", "Compare two results files: is the difference noise, and where does it come from."),
     "export": _module("export", "Turn predictions or a data folder into the format of a labelling tool."),
     "download": _module("download", "Fetch the weights of published models."),
-    "list": list_models,
-    "info": info,
+    "list": _module("list_models", "List published models and configuration files."),
+    "info": _module("info", "Print versions and devices, for bug reports."),
 }
 
 

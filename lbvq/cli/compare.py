@@ -17,7 +17,6 @@ have turned it around. Videos are ranked by the change of their own AP.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command line of `run`."""
-    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     parser.add_argument("a", type=Path, help="results.json, also as .json.gz or in a .zip")
     parser.add_argument("b", type=Path, help="the other one")
     parser.add_argument("--gt", type=Path, required=True, metavar="FILE", help="annotations of both")

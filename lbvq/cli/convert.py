@@ -16,7 +16,6 @@ conversion.json.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command line of `run`."""
-    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     parser.add_argument("source", type=Path, help="label file, folder or zip archive, as the labelling tool wrote it")
     parser.add_argument("--from", dest="format", metavar="FORMAT", help="what it is (default: what it looks like)")
     parser.add_argument(

@@ -24,7 +24,6 @@ FEW_OBJECTS = 100  # queries of nearly every published model
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command line of `run`."""
-    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     parser.add_argument("data", type=Path, help="data folder, or an annotation file in YouTube-VIS form")
     parser.add_argument("--frames", type=Path, metavar="FOLDER", help="of the frames (default: frames beside the file)")
     parser.add_argument("--model", metavar="NAME", help="compare with this model, and measure two steps of training")

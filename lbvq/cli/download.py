@@ -12,17 +12,19 @@ from lbvq.engine.download import DownloadError, check_is_no_page
 from lbvq.engine.known_weights import DRIVE_IDS
 from lbvq.zoo import MODELS
 
+EXAMPLES = """examples:
+  lbvq download mask2former_swin_tiny_coco
+  lbvq download vita_r50_ovis minvis_r50_ytvis19
+
+Files go to $VIS_WEIGHTS_DIR, by default into torch's cache, where every command finds them. Those on Google Drive need
+the package gdown: pip install gdown.
+"""
 FAILED = 2  # exit code
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command line of `run`."""
     parser.add_argument("names", nargs="+", metavar="NAME", help="models as `lbvq list` names them")
-    parser.epilog = (
-        "Files go to $VIS_WEIGHTS_DIR, by default into torch's cache, where every command finds them. "
-        "Those on Google Drive need the package gdown: pip install gdown. "
-        "Examples: lbvq download mask2former_swin_tiny_coco; lbvq download vita_r50_ovis minvis_r50_ytvis19"
-    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,7 +16,6 @@ metrics.json go to the folder `eval` beside the weights.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command line of `run`."""
-    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     parser.add_argument("data", type=Path, help="data folder, or an annotation file in YouTube-VIS form")
     parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="of the trained model")
     parser.add_argument("--model", metavar="NAME", help="its configuration (default: config.yaml beside the weights)")

@@ -23,7 +23,6 @@ PNG 1.0". What a format cannot hold is counted, with the first example.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command line of `run`."""
-    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     parser.add_argument("source", type=Path, help="results file, data folder, or annotation file in YouTube-VIS form")
     parser.add_argument("--to", required=True, metavar="FORMAT", help="cvat, coco, mots, mots_text, labelme or ytvis")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="new folder (default: SOURCE_FORMAT)")

@@ -24,7 +24,6 @@ TABLE = "frames.csv"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command line of `run`."""
-    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     parser.add_argument("videos", type=Path, nargs="+", help="video files")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="gets a folder for every video")
     chosen = parser.add_mutually_exclusive_group()

@@ -34,6 +34,12 @@ if TYPE_CHECKING:  # the network is imported when the arguments are read, so tha
     from lbvq.inference.results import FramePrediction
     from lbvq.inference.stream import StreamPredictor
 
+EXAMPLES = """examples:
+  lbvq stream --model videomt_small_ytvis19 --input 0 --serve 8000      the camera; look at http://127.0.0.1:8000
+  lbvq stream --model videomt_small_ytvis19 --input rtsp://10.0.0.5/live --output drawn.mp4 found.json --max-frames 900
+
+Ctrl-C ends it with whole files. Online methods only; others run frame by frame with TEST.MATCH_FRAMES=True.
+"""
 FALLBACK_RATE = 10.0  # frames per second to write when the source does not say
 JPEG_QUALITY = 85
 

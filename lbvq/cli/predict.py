@@ -37,6 +37,12 @@ UNTRAINED_OBJECTS = 5  # shown of an untrained network, whose scores mean nothin
 
 logger = logging.getLogger(__name__)
 
+EXAMPLES = """examples:
+  lbvq predict video.mp4                     drawn into video_segmented.mp4, with a model that is fetched once
+  lbvq predict "clips/*.mp4" --model mask2former_swin_tiny_coco --score-threshold 0.5 --output drawn/{name}.mp4 all.json
+  lbvq predict frames/ --weights runs/pets/model_best.pth --output found.mp4
+"""
+
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what says which model is run; the live demo has the same."""

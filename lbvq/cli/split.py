@@ -17,7 +17,6 @@ PARTS = {"train": "train.json", "dev": "dev.json"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command line of `run`."""
-    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     parser.add_argument("data", type=Path, help="data folder, or an annotation file in YouTube-VIS form")
     parser.add_argument("--dev", type=float, default=0.2, metavar="SHARE", help="of the videos (default 0.2)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default 0)")

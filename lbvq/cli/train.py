@@ -32,7 +32,6 @@ PARTS = ("train", "dev")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command line of `run`."""
-    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     parser.add_argument("data", type=Path, help="data folder; train.json and dev.json of `lbvq split` are used")
     parser.add_argument(
         "--model", required=True, metavar="NAME", help="model of `lbvq list`, configuration, or folder of a trained one"

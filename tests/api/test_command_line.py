@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import importlib
+import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 
-from lbvq.__main__ import main
+import lbvq
+from lbvq.__main__ import COMMANDS, main
+
+MODULES = {"stream": "live", "list": "list_models", "extract-frames": "extract_frames"}
 
 
 def test_list_shows_published_models_and_configurations(capsys):
@@ -40,3 +46,24 @@ def test_the_package_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "lbvq", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert all(command in done.stdout for command in ("predict", "list", "info"))
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out == f"lbvq {lbvq.__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_every_command_has_two_examples_that_can_be_parsed(name, capsys, monkeypatch):
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    examples = re.findall(rf"^  lbvq {name}\b(.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert len(examples) >= 2
+    module = importlib.import_module(f"lbvq.cli.{MODULES.get(name, name)}")
+    ran = []
+    monkeypatch.setattr(module, "run", lambda args: ran.append(args) or 0)
+    for example in examples:
+        words = shlex.split(re.split(r" {3,}|>", example)[0])  # what follows is an explanation, or a file of the shell
+        assert main([name, *words]) == 0, example
+    assert len(ran) == len(examples)

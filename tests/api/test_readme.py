@@ -11,7 +11,13 @@ import lbvq
 from lbvq.inference.stream import StreamPredictor
 from lbvq.zoo import MODELS
 
-DOCUMENTS = ["README.md", "INSTALL.md", "datasets/README.md", "docs/own_data.md", "docs/speed.md"]
+DOCUMENTS = [
+    "README.md",
+    "INSTALL.md",
+    "CONTRIBUTING.md",
+    "datasets/README.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -1,0 +1,22 @@
+"""Print versions and devices, for bug reports: the work behind `lbvq info`."""
+
+from __future__ import annotations
+
+import argparse
+
+EXAMPLES = """examples:
+  lbvq info
+  lbvq info > report.txt      to be attached to a bug report; it names no files of yours
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command line of `run`: nothing."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report."""
+    from lbvq.engine.environment import environment_report  # imports torch
+
+    print(environment_report())
+    return 0
