@@ -148,8 +148,8 @@ def _sort(ground_truth: GroundTruth, settings: TubeApSettings, collected: Mappin
     if limit is not None:
         kept[kept] = rank[detection[kept]] < limit
     candidates = Candidates(detection[kept], collected["pair_track"][kept], collected["pair_iou"][kept])
-    columns = (collected[key][order] for key in ("score", "area", "forgiven"))
-    return _Table(place[order], *columns, rank, order, candidates)
+    score, area, forgiven = (collected[key][order] for key in ("score", "area", "forgiven"))
+    return _Table(place[order], score, area, forgiven, rank, order, candidates)
 
 
 def _rank_in_group(*keys: np.ndarray) -> np.ndarray:

@@ -210,7 +210,12 @@ def _judge(truth: COCO, detections: COCO, task: str) -> Outcomes:
         evaluation.evaluate()
     params = evaluation.params
     places = {category_id: index for index, category_id in enumerate(params.catIds)}
-    none = {"category_id": params.catIds[0] if params.catIds else 0, "image_id": 0, "dtIds": [], "dtScores": []}
+    none: dict[str, Any] = {
+        "category_id": params.catIds[0] if params.catIds else 0,
+        "image_id": 0,
+        "dtIds": [],
+        "dtScores": [],
+    }
     empty = np.zeros((len(params.iouThrs), 0), bool)
     none |= {"dtMatches": empty, "dtIgnore": empty, "gtIgnore": []}
     found = [none, *filter(None, evaluation.evalImgs)]

@@ -81,7 +81,7 @@ def _score_video(video: Video, tracks: Sequence[Track], found: Sequence[Detectio
     ]
 
 
-def _decode(tubes: Sequence[Track] | Sequence[Detection], frame: int, size: tuple[int, int]) -> np.ndarray:
+def _decode(tubes: Sequence[Track | Detection], frame: int, size: tuple[int, int]) -> np.ndarray:
     """(N, H, W) masks of one frame; empty where a tube has none or ends before."""
     masks = np.zeros((len(tubes), *size), bool)
     for index, each in enumerate(tubes):

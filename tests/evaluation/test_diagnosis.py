@@ -100,6 +100,19 @@ def test_a_track_that_was_split_wrongly_gets_two_scores():
     assert diagnosis.oracles()["identities"] == pytest.approx(100)
 
 
+def test_a_track_that_drifts_away_from_its_object_has_switched_to_nothing():
+    diagnosis = diagnose([(1, LEFT)], [(1, 0.9, LEFT[:3] + RIGHT[3:])])
+    assert costs(diagnosis) == {"localisation": (1, pytest.approx(100))}
+
+
+def test_a_mask_that_is_pushed_out_goes_where_the_other_one_came_from():
+    """In the last frame two tracks have changed places; a mask left at score 0.9 would come before the other object."""
+    nowhere = [box(30)] * 6
+    found = [(1, 0.9, LEFT[:5] + nowhere[5:]), (1, 0.3, nowhere[:5] + LEFT[5:]), (1, 0.5, RIGHT)]
+    diagnosis = diagnose([(1, LEFT), (1, RIGHT)], found)
+    assert diagnosis.to_dict()["AP"] < 90 and diagnosis.oracles()["identities"] == pytest.approx(100)
+
+
 def test_masks_that_are_too_small_cost_what_right_masks_bring():
     diagnosis = diagnose([(1, LEFT)], [(1, 0.9, [box(0, height=2, width=3)] * 6)])  # 6 of 16 pixels
     oracles = diagnosis.oracles()

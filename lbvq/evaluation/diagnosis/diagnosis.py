@@ -182,7 +182,7 @@ class Diagnosis:
 
     def per_video(self, errors: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Every video: its errors by kind, and what they cost one by one, together; the worst first."""
-        rows = {
+        rows: dict[int, dict[str, Any]] = {
             video.id: {"video_id": video.id, "name": video.name, "cost": 0.0, "errors": dict.fromkeys(KINDS, 0)}
             for video in self.ground_truth.videos.values()
         }

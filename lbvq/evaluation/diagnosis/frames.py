@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lbvq.evaluation.annotations import Detection, GroundTruth
+from lbvq.evaluation.annotations import Detection, GroundTruth, Track
 from lbvq.evaluation.overlap import TubeRuns
 
 
@@ -51,8 +51,9 @@ def frame_pixels(
     """
     places = {each: index if use_categories else 0 for index, each in enumerate(ground_truth.categories)}
     sides: tuple[dict[int, list[int]], dict[int, list[int]]] = {}, {}
-    for side, entries in zip(sides, (detections, ground_truth.tracks), strict=True):
-        for index, each in enumerate(entries):
+    entries: tuple[Sequence[Detection | Track], ...] = (detections, ground_truth.tracks)
+    for side, own in zip(sides, entries, strict=True):
+        for index, each in enumerate(own):
             side.setdefault(each.video_id, []).append(index)
     for video in sorted(set(sides[0]) | set(sides[1])):
         yield from _compare_video(ground_truth, detections, video, places, *(side.get(video, []) for side in sides))

@@ -182,10 +182,10 @@ class _Category:
             events = np.stack((true_before, false_before, place), axis=1)
         events, inverse = np.unique(events, axis=0, return_inverse=True)
         step = max(1, (1 << 21) // (len(self._true) + 1))
-        parts = [
-            self._changed(*events[start : start + step].T[..., None], drops, replaced is not None)
-            for start in range(0, len(events), step)
-        ]
+        parts = []
+        for start in range(0, len(events), step):
+            before, false, gone = events[start : start + step].T[..., None]
+            parts.append(self._changed(before, false, gone, drops, replaced is not None))
         return (np.concatenate(parts) - self.ap)[inverse.ravel()]
 
     def _changed(
