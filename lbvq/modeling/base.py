@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mask2former.abilities import Abilities
+from mask2former.ahead import one_ahead
 from mask2former.modeling.backbone import Backbone
 from mask2former.modeling.criterion import SetCriterion
 from mask2former.modeling.head import MaskFormerHead
@@ -166,18 +167,14 @@ class VideoModel(nn.Module):
         """
         if len(frames) == 0:
             raise ValueError("the video has no frames.")
-        first = torch.as_tensor(frames[0])
-        step = chunk_size or self.frames_per_run
-        for start in range(0, len(frames), step):
-            stop = min(start + step, len(frames))
-            images = [first if t == 0 else torch.as_tensor(frames[t]) for t in range(start, stop)]
-            for t, frame in enumerate(images, start):
-                if frame.shape != first.shape:
-                    raise ValueError(
-                        f"all frames of a video must have one shape; frame 0 has {tuple(first.shape)}, frame {t} has "
-                        f"{tuple(frame.shape)}. Resize them before, or split the video."
-                    )
+        chunks = _chunks(frames, chunk_size or self.frames_per_run)
+        for start, images in one_ahead(chunks) if self.reads_ahead else chunks:
             yield start, self.batch_images(images)
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Frames are decoded while the network works on those before; on a CPU they would take each other's time."""
+        return self.device.type == "cuda"
 
     @property
     def frames_per_run(self) -> int:
@@ -291,3 +288,18 @@ def is_compiled(cfg: Cfg) -> bool:
             "the ordinary code already calls the fastest CPU library, which compiled code does not."
         )
     return cfg.MODEL.COMPILE
+
+
+def _chunks(frames: Sequence[Tensor], step: int) -> Iterator[tuple[int, list[Tensor]]]:
+    """`step` frames at a time with the number of the first, read when they are asked for; all must be of one size."""
+    first = torch.as_tensor(frames[0])
+    for start in range(0, len(frames), step):
+        stop = min(start + step, len(frames))
+        images = [first if t == 0 else torch.as_tensor(frames[t]) for t in range(start, stop)]
+        for t, frame in enumerate(images, start):
+            if frame.shape != first.shape:
+                raise ValueError(
+                    f"all frames of a video must have one shape; frame 0 has {tuple(first.shape)}, frame {t} has "
+                    f"{tuple(frame.shape)}. Resize them before, or split the video."
+                )
+        yield start, images

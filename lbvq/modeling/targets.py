@@ -36,7 +36,8 @@ def prepare_targets(
         valid in that frame, and B clip targets `{labels (N,), ids (N, T), masks (N, T, H, W), video_len, frame_idx,
         name}` holding the rows that are valid in at least one frame. Masks are bool. All may be empty.
     """
-    frame_targets, clip_targets = [], []
+    frame_targets: list[dict[str, Any]] = []
+    clip_targets: list[dict[str, Any]] = []
     for sample in samples:
         target = clip_target(sample, padded_size, HOST, num_classes)
         clip_targets.append(_moved(target, device))

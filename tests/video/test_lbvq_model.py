@@ -93,6 +93,17 @@ def test_tubes_hold_the_masks_of_the_dense_output(model, reference):
     same({**output, "pred_masks": output["pred_masks"].to_dense()}, reference)
 
 
+def test_frames_read_ahead_are_the_same_and_a_bad_one_is_found_where_it_is(model, reference, monkeypatch):
+    monkeypatch.setattr(type(model), "reads_ahead", True)
+    video = LazyFrames(VIDEO)
+    output = model([{"image": video}])
+    same(output, reference)
+    assert output["pred_scores"] == reference["pred_scores"]
+    assert video.reads == [1] * 7
+    with pytest.raises(ValueError, match="frame 2 has"):
+        predict(model, [*VIDEO[:2], VIDEO[2][:, :-1]])
+
+
 def test_frames_are_read_once_and_may_be_decoded_when_indexed(model, reference):
     video = LazyFrames(VIDEO)
     same(model([{"image": video}]), reference)
