@@ -51,7 +51,7 @@ def judge_files(
         raise ValueError(f"{truth.name} has no annotations to score with")
     found = [
         {
-            task: outcomes(truth, settings, TubeAP(truth, settings).update(file, file.name).collected())
+            task: outcomes(truth, settings, TubeAP(truth, settings).update(file, name=file.name).collected())
             for task, settings in metric_settings(metric, reference=reference).items()
         }
         for file in files
