@@ -47,7 +47,7 @@ class Predictor:
         names: Sequence[str] | None,
         category_ids: Sequence[int] | None = None,
         half: bool,
-        bfloat16: bool,
+        bfloat16: bool = False,
         is_trained: bool,
     ) -> None:
         self.model = model
