@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import chain, pairwise
+from typing import Any
 
 import numpy as np
 
@@ -205,7 +206,7 @@ class _ColumnLookup:
         total = np.zeros(len(start), start.dtype)
         if self._curve is not None:
             total += np.rint(np.interp(end, *self._curve) - np.interp(start, *self._curve)).astype(start.dtype)
-        some: np.ndarray | slice = slice(None)
+        some: Any = slice(None)
         for place, (table_start, table_end) in enumerate(self._tables):
             shared = table_end.take(column)
             if place > 0:  # few columns have a second run

@@ -105,6 +105,8 @@ class TubeAP:
             targets: ground truth of the same videos, if there was none at the beginning.
             name: of a list, for messages.
         """
+        if isinstance(targets, str):  # `name` was the second argument once
+            name, targets = targets, None
         if targets is not None:
             return self._update_both(predictions, targets)
         if self._truth_grows:

@@ -100,8 +100,8 @@ def _quoted(mask: Any, size: list[int], where: Callable[[int], str], index: int)
     counts = mask.get("counts") if isinstance(mask, dict) else None
     given = mask.get("size") if isinstance(counts, (str, bytes)) else None
     if not isinstance(given, list) or given != size or type(given[0]) is not int or type(given[1]) is not int:
-        counts = to_rle(mask, *size, where(index))["counts"]
-    raw = counts if isinstance(counts, bytes) else counts.encode("ascii")
+        counts = to_rle(mask, size[0], size[1], where(index))["counts"]
+    raw = counts if isinstance(counts, bytes) else str(counts).encode("ascii")
     return b'"%s"' % raw.replace(b"\\", b"\\\\")
 
 
@@ -255,13 +255,15 @@ def _undo_differences(
     starts, num_pairs = first[:-1], np.diff(first)
     third = starts[num_pairs > 1] + 1
     background[third] -= background[third - 1]  # the third number is a run, not a difference: make it one
-    runs = []
-    for differences in (background, foreground):
+
+    def summed(differences: np.ndarray) -> np.ndarray:
         sums = np.cumsum(differences, dtype=differences.dtype)  # over all masks
         sums -= np.repeat(sums[starts] - differences[starts], num_pairs)
-        runs.append(sums)
-    runs[1][first[1:][is_odd] - 1] = 0
-    return _RunLengths(*runs, first)
+        return sums
+
+    lengths = _RunLengths(summed(background), summed(foreground), first)
+    lengths.foreground[first[1:][is_odd] - 1] = 0
+    return lengths
 
 
 def _read_lists(blob: bytes, num_masks: int, dtype: type) -> _RunLengths:

@@ -119,3 +119,8 @@ def test_ground_truth_comes_either_first_or_with_the_predictions():
         TubeAP().update([])
     with pytest.raises(ValueError, match="known from the beginning"):
         TubeAP({"videos": [], "categories": [], "annotations": []}).update(predictions, targets)
+
+
+def test_a_name_for_messages_may_still_come_second():
+    with pytest.raises(ValueError, match="^mine"):
+        TubeAP({"videos": [], "categories": [], "annotations": []}).update([{}], "mine")
