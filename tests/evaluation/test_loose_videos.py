@@ -122,5 +122,5 @@ def test_ground_truth_comes_either_first_or_with_the_predictions():
 
 
 def test_a_name_for_messages_may_still_come_second():
-    with pytest.raises(ValueError, match="^mine"):
+    with pytest.raises(ValueError, match=r"^mine"):
         TubeAP({"videos": [], "categories": [], "annotations": []}).update([{}], "mine")
