@@ -156,7 +156,10 @@ def test_the_trial_before_the_first_use_agrees_and_touches_no_random_numbers(dty
     "wrong, said",
     [
         (lambda *case: sample_by_triton(*case) * 1.02, r"off by 2.\de-02"),
-        (lambda value, *case: sample_by_triton(value + (value - value.detach()) * 0.1, *case), r"off by (9.\de-02|1.0e-01)"),
+        (
+            lambda value, *case: sample_by_triton(value + (value - value.detach()) * 0.1, *case),
+            r"off by [19].\de-0[12]",
+        ),
         (lambda *case: sample_by_triton(*case) * float("nan"), "off by nan"),
         (lambda *case: (_ for _ in ()).throw(RuntimeError("no compiler")), "failed, RuntimeError"),
     ],
