@@ -1,9 +1,9 @@
 """Products in bfloat16 on CPUs that have instructions for it: twice as many in the same time.
 
 Only products change: those of `linear.py` (linear maps and convolutions) round what they multiply to bfloat16, sum in
-float32, and give back the type they were given. Sums of residuals, norms, softmax, sampling places and the logits of
-masks stay in float32, so nothing between two products has to know of it. What goes from one product straight into
-another may stay in bfloat16 on the way, see `linear.compact`.
+float32, and give back the type they were given. The tokens of transformers, their norms, softmax, sampling places and
+the logits of masks stay in float32, so nothing between two products has to know of it. What goes from one product into
+another may stay in bfloat16 on the way, as inside a ResNet, see `linear.compact`.
 
 `torch.autocast` is left alone: it would also change what follows objects from frame to frame, by matrix products of its
 own.
