@@ -126,8 +126,9 @@ def load_weights(
             `?key=` after it chooses one of several sets of weights in the file.
         allow_missing: which names of the model may be absent from the file, or have another shape there. "none";
             "losses": buffers that only losses read: for all that runs the model; "classifier": also class weights,
-            which then are random; "new_modules": also whole modules, at most two levels deep, of which the file has
-            nothing: for training from an image model or a backbone; "all"; or a function of a name.
+            which then are random; "new_modules": also whole modules of which the file has nothing, at most two levels
+            deep or listed by their owner as `added_modules`: for training from an image model or a backbone; "all"; or
+            a function of a name.
 
     Raises:
         ValueError: the file cannot be read, nothing in it fits, or other names are missing. The model then may have
@@ -182,7 +183,7 @@ def load_weight_file(
             f"Nothing in {report.source} ({report.kind}) fits the model. The model has {_some(list(own))}; the file "
             f"has {_some([*tensors, *(name for name, _, _ in report.mismatched)])}."
         )
-    _refuse_missing(report, allow_missing)
+    _refuse_missing(report, allow_missing, _added_modules(model))
     logger.log(logging.INFO if report.complete and not report.others else logging.WARNING, "%s", report)
     if report.new_classifier:
         logger.warning("The classifier starts anew, with random values: %s.", _why_new(report))
@@ -315,6 +316,15 @@ def _configured_names(model: nn.Module) -> set[str]:
     }
 
 
+def _added_modules(model: nn.Module) -> list[str]:
+    """Prefixes of the names of modules that the network of images, which training starts from, does not have."""
+    return [
+        f"{prefix}.{name}." if prefix else f"{name}."
+        for prefix, module in model.named_modules()
+        for name in getattr(module, "added_modules", ())
+    ]
+
+
 def _is_constant(name: str) -> bool:
     return name in CONSTANTS or name.endswith(CONSTANT_LEAVES)
 
@@ -322,11 +332,12 @@ def _is_constant(name: str) -> bool:
 # -- what a file must at least have ----------------------------------------------------------------------------------
 
 
-def _refuse_missing(report: LoadReport, allow_missing: str | Callable[[str], bool]) -> None:
+def _refuse_missing(report: LoadReport, allow_missing: str | Callable[[str], bool], added: Iterable[str]) -> None:
     shapes = {name: f"  {name}: {file} in the file, {model} in the model" for name, file, model in report.mismatched}
     # a constant counts for nothing: BatchNorm brings its counter along where the file has nothing of it
     in_file = [*(name for name in report.matched if not _is_constant(name)), *shapes]
-    refused = [name for name in report.missing if not _may_be_missing(name, in_file, allow_missing)]
+    added = tuple(prefix for prefix in added if not any(name.startswith(prefix) for name in in_file))
+    refused = [name for name in report.missing if not _may_be_missing(name, in_file, added, allow_missing)]
     if not refused:
         return
     top_level = sorted({name.split(".")[0] for name in report.matched})
@@ -351,7 +362,9 @@ def _refuse_missing(report: LoadReport, allow_missing: str | Callable[[str], boo
     )
 
 
-def _may_be_missing(name: str, in_file: Iterable[str], allow_missing: str | Callable[[str], bool]) -> bool:
+def _may_be_missing(
+    name: str, in_file: Iterable[str], added: tuple[str, ...], allow_missing: str | Callable[[str], bool]
+) -> bool:
     if callable(allow_missing):
         return bool(allow_missing(name))
     if allow_missing in ("none", "all"):
@@ -361,7 +374,7 @@ def _may_be_missing(name: str, in_file: Iterable[str], allow_missing: str | Call
         return True
     if allow_missing != "losses" and CLASSIFIER_PARTS.intersection(parts):
         return True
-    return allow_missing == "new_modules" and absent_module(name, in_file) is not None
+    return allow_missing == "new_modules" and (name.startswith(added) or absent_module(name, in_file) is not None)
 
 
 def _why_new(report: LoadReport) -> str:

@@ -69,6 +69,8 @@ class VideoMultiScaleMaskedTransformerDecoder_dvis(MultiScaleMaskedTransformerDe
 class CLMultiScaleMaskedTransformerDecoder(MultiScaleMaskedTransformerDecoder):
     """Frame decoder of CTVIS: from every query a vector to know the object again by, `pred_embeds` (BT, Q, C)."""
 
+    added_modules = ("reid_embed",)  # to what a segmenter of images has
+
     def __init__(
         self, in_channels: int, *, hidden_dim: int, reid_hidden_dim: int, num_reid_layers: int, **decoder: Any
     ) -> None:

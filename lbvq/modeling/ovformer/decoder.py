@@ -40,6 +40,8 @@ def with_open_vocabulary_decoder(cfg: Cfg) -> Any:
 class OpenVocabularyTransformerDecoder(MultiScaleMaskedTransformerDecoder):
     """Q queries per image; `forward` also wants `image_features` (1, B, E), CLIP's embeddings of the images."""
 
+    added_modules = ("object_embed",)  # to what a segmenter of images has
+
     def __init__(
         self, in_channels: int, *, hidden_dim: int, text: Tensor, is_learned: bool = False, **decoder: Any
     ) -> None:
