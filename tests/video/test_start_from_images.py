@@ -1,4 +1,4 @@
-"""Training of every method on Mask2Former's network starts from a segmenter of images, as the published trainings do."""
+"""Training of every method on the frame segmenter starts from one of images, as the published trainings do."""
 
 from __future__ import annotations
 
