@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.locked
 
-.PHONY: setup quickstart test test-fast lint bench clean
+.PHONY: setup quickstart test test-fast lint wheel-check bench clean
 
 setup: $(STAMP)
 
@@ -31,6 +31,11 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Builds the wheel, installs it outside of this folder, and trains, predicts and scores there. The dependencies are those
+# of $(VENV); FULL=1 installs them, too.
+wheel-check: setup
+	$(BIN)/python tools/wheel_check.py $(if $(FULL),--with-dependencies)
 
 bench: setup
 	$(BIN)/python tools/benchmark.py inference
