@@ -6,7 +6,7 @@ Everything comes from one more pass over the overlaps in which categories do not
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -127,6 +127,16 @@ class Analysis:
         motion = camera_motion(self.ground_truth, frames)
         return self._video_rows(motion_groups(motion)) if motion else []
 
+    def track_ranges(self, settings: TubeApSettings) -> dict[str, dict[str, np.ndarray]]:
+        """ "area" and "occlusion" -> name of a range of the metric -> (G,) whether each track lies in it."""
+        levels = [0.0 if track.occlusion is None else track.occlusion for track in self.ground_truth.tracks]
+        values = {"area": self._ap.track_areas(), "occlusion": np.array(levels, np.float64)}
+        ranges = {"area": settings.area_ranges, "occlusion": settings.occlusion_ranges or {}}
+        return {
+            key: {name: (low <= values[key]) & (values[key] <= high) for name, (low, high) in own.items()}
+            for key, own in ranges.items()
+        }
+
     def _video_rows(self, groups: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
         """One row per group of videos, counted as if there were no others."""
         judged = self.diagnosis.judged
@@ -137,7 +147,8 @@ class Analysis:
         for place, (name, own) in enumerate(groups.items()):
             tracks = int(np.count_nonzero(judged.counted & np.isin(judged.track_video, list(own))))
             row = {"range": name, "videos": len(own), "tracks": tracks}
-            rows.append(row | {key: float(values[place]) for key, values in scores.items() if key in ("AP", "AP50")})
+            row |= {key: float(values[place]) for key, values in scores.items() if key in ("AP", "AP50")}
+            rows.append(row | {"video_ids": sorted(own)})
         return rows
 
     @cached_property
@@ -173,15 +184,16 @@ class Analysis:
         counted |= not self._ap.settings.crowd_is_ignored
         rows = []
         for name, (low, high) in ranges.items():
-            inside = counted & (low <= values) & (values <= high)
+            inside = counted if name == "all" else counted & (low <= values) & (values <= high)
             chosen: dict[str, Any] = {key: name}
             rows.append(
                 {
                     "range": name,
-                    "tracks": int(np.count_nonzero(counted if name == "all" else inside)),
+                    "tracks": int(np.count_nonzero(inside)),
                     "AP": to_percent(result.average("AP", **chosen)),
                     "AP50": to_percent(result.average("AP", iou=0.5, **chosen)),
                     "AR": to_percent(result.average("AR", **chosen)),
+                    "video_ids": np.unique(self.diagnosis.judged.track_video[inside]).tolist(),
                 }
             )
         return rows
@@ -191,28 +203,50 @@ class Analysis:
 
         Predictions choose, best first, among the tracks they overlap by at least MATCH_IOU, whatever the class.
         """
-        names = {each: self.ground_truth.category_name(each) for each in self.ground_truth.categories}
-        table: dict[str, dict[str, int]] = {name: {} for name in [*names.values(), NOTHING]}
+        names = [self.ground_truth.category_name(each) for each in self.ground_truth.categories]
+        table: dict[str, dict[str, int]] = {name: {} for name in [*names, NOTHING]}
+        for case in self.confusion_cases():
+            row = table[case["track_class"]]
+            row[case["found_class"]] = row.get(case["found_class"], 0) + 1
+        return table
+
+    def confusion_cases(self) -> list[dict[str, Any]]:
+        """What `confusion` counts, one by one.
+
+        Each has `video_id`, `annotation` (id, None for nothing), `prediction` (place in the results file, None if the
+        track was missed), `track_class` and `found_class`.
+        """
+        cases = []
         taken: set[int] = set()
         for detection, pairs in self._pairs_of.items():
             if self._collected["score"][detection] < self.min_score:
                 continue
-            found = names[int(self._collected["category"][detection])]
             free = [(iou, track) for track, iou in pairs if iou >= MATCH_IOU and track not in taken]
             crowd = any(iou >= MATCH_IOU and self.ground_truth.tracks[track].is_crowd for track, iou in pairs)
-            own = NOTHING
+            own = -1
             if free:
-                track = self.ground_truth.tracks[max(free)[1]]
-                taken.add(max(free)[1])
-                own = names[track.category_id]
-                crowd = track.is_crowd
+                own = max(free)[1]
+                taken.add(own)
+                crowd = self.ground_truth.tracks[own].is_crowd
             if not crowd:
-                table[own][found] = table[own].get(found, 0) + 1
+                cases.append(self._confusion_case(own, int(self._collected["order"][detection])))
         for index, track in enumerate(self.ground_truth.tracks):
             if index not in taken and not track.is_crowd:
-                row = table[names[track.category_id]]
-                row[MISSED] = row.get(MISSED, 0) + 1
-        return table
+                cases.append(self._confusion_case(index, -1))
+        return cases
+
+    def _confusion_case(self, track: int, detection: int) -> dict[str, Any]:
+        """Of positions in the tracks and in the detections, -1 for none."""
+        wanted = self.ground_truth.tracks[track] if track >= 0 else None
+        found = self.detections[detection] if detection >= 0 else None
+        name = self.ground_truth.category_name
+        return {
+            "video_id": wanted.video_id if wanted else found.video_id if found else None,
+            "annotation": wanted.id if wanted else None,
+            "prediction": found.index if found else None,
+            "track_class": name(wanted.category_id) if wanted else NOTHING,
+            "found_class": name(found.category_id) if found else MISSED,
+        }
 
     def tracks(self) -> list[TrackReport]:
         """One report per track, in the order of the file."""
@@ -243,13 +277,19 @@ class Analysis:
         return reports
 
 
-def precision_curves(result: TubeApResult) -> dict[str, np.ndarray]:
-    """Name -> (R,) precision at each recall, averaged over categories, for IoU 0.5, 0.75, 0.9 and the mean over all."""
+def precision_curves(result: TubeApResult, category_ids: Collection[int] | None = None) -> dict[str, np.ndarray]:
+    """Name -> (R,) precision at each recall, averaged over categories, for IoU 0.5, 0.75, 0.9 and the mean over all.
+
+    Args:
+        category_ids: None takes all.
+    """
     precision = result.precision
     while precision.ndim > 4:  # the first range is "all"
         precision = precision[..., 0, :]
     precision = precision[..., -1]  # (S, R, K)
     counted = (precision > -1).all(axis=(0, 1))
+    if category_ids is not None:
+        counted &= np.isin(list(result.categories), list(category_ids))
     curves = {}
     for name, index in _curve_rows(result.settings).items():
         rows = precision[index][..., counted]

@@ -1,4 +1,4 @@
-"""A folder that explains a score: numbers as JSON and CSV, curves, confused classes, pictures of the worst tubes."""
+"""A folder that explains a score: a page to look at, and its numbers as JSON, CSV, Markdown and pictures."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from lbvq.evaluation.analysis import MISSED, NOTHING, Analysis, TrackReport, pre
 from lbvq.evaluation.annotations import Detection, GroundTruth, Video
 from lbvq.evaluation.mask_texts import Masks
 from lbvq.evaluation.overlap import TubeRuns
+from lbvq.evaluation.page.content import page_content
+from lbvq.evaluation.page.writing import write_page
 from lbvq.evaluation.tables import format_number
 from lbvq.evaluation.tube_ap_result import to_percent
 from lbvq.evaluation.video_metrics import Scores
@@ -46,7 +48,7 @@ def write_report(
     frames: str | Path | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write everything into `folder` and return the page to open first, report.md.
+    """Write everything into `folder` and return the page to open first, index.html.
 
     Args:
         folder: made if it does not exist; files of an earlier report are replaced.
@@ -69,7 +71,7 @@ def write_report(
     _write_csv(folder / "classes.csv", classes)
     curves = precision_curves(scores.results[task])
     _write_curves(folder, curves, scores.results[task].settings.recall_thresholds)
-    sections = {f"by_{name}": rows for name, rows in content["by"].items()}
+    sections = {f"by_{name}": [_without_videos(row) for row in rows] for name, rows in content["by"].items()}
     for name, rows in sections.items():
         if rows:
             _write_csv(folder / f"{name}.csv", rows)
@@ -78,9 +80,8 @@ def write_report(
     _write_confusion(folder, analysis.confusion())
     worst = _write_tracks(folder, analysis)
     pictures = _draw_worst(folder, analysis, worst, Path(frames)) if frames is not None else []
-    page = folder / "report.md"
-    write_text(page, _page(about, scores, classes, sections, worst, pictures, analysis))
-    return page
+    write_text(folder / "report.md", _page(about, scores, classes, sections, worst, pictures, analysis))
+    return write_page(folder, page_content(about, scores, classes, analysis, content, frames))
 
 
 TITLES = {
@@ -90,6 +91,10 @@ TITLES = {
     "by_num_objects": "AP of videos by their number of objects (number of counted tracks)",
     "by_camera_motion": "AP of videos by the motion of the camera (number of counted tracks)",
 }
+
+
+def _without_videos(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "video_ids"}
 
 
 def _write_summary(folder: Path, scores: Scores, about: Mapping[str, Any]) -> None:

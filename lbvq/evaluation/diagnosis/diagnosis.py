@@ -22,7 +22,7 @@ from lbvq.evaluation.bootstrap import (
     RESAMPLES,
     Interval,
     draw_videos,
-    mean_over_categories,
+    summaries,
     weighted_ap,
 )
 from lbvq.evaluation.diagnosis.frames import frame_pixels
@@ -53,7 +53,7 @@ ORACLES: dict[str, tuple[int, ...]] = {  # what is right then -> kinds of errors
     "background": (BACKGROUND,),
     "duplicates_background": (DUPLICATE, BACKGROUND),
 }
-_TITLES = {
+TITLES = {
     "classes": "classes were right",
     IDENTITIES: "identities were right (masks joined best)",
     "masks": "masks were right",
@@ -115,14 +115,28 @@ class Diagnosis:
     def oracles(self) -> dict[str, float]:
         """Oracle -> AP in percent, nan where there is nothing to measure; never below AP."""
         base = mean_precision(self._base)
-        return {name: to_percent(max(base, mean_precision(self.precision[name]))) for name in _TITLES}
+        return {name: to_percent(max(base, mean_precision(self.precision[name]))) for name in TITLES}
 
     @cached_property
-    def interval(self) -> Interval:
-        """AP in percent with its interval from drawing the videos anew."""
+    def intervals(self) -> dict[str, Interval]:
+        """Of videos drawn anew: AP, AP50 and AP75 in percent, and under "class <name>" AP of every class with tracks."""
         videos = np.array(sorted(self.ground_truth.videos), np.int64)
         ap = weighted_ap(self.judged, videos, draw_videos(len(videos)))
-        return Interval.of(to_percent(mean_precision(self._base)), 100 * mean_over_categories(ap.mean(1)))
+        samples = summaries(self.judged, ap)
+        rows: dict[str, slice | np.ndarray] = {"AP": slice(None)}
+        rows |= {name: np.isclose(self.judged.thresholds, int(name[2:]) / 100) for name in samples if name != "AP"}
+        found = {
+            name: Interval.of(to_percent(mean_precision(self._base[own])), samples[name]) for name, own in rows.items()
+        }
+        for k in np.flatnonzero(self.judged.num_tracks).tolist():
+            value = to_percent(mean_precision(self._base[..., k]))
+            found[f"class {self.judged.names[k]}"] = Interval.of(value, 100 * ap[..., k].mean(1))
+        return found
+
+    @property
+    def interval(self) -> Interval:
+        """AP in percent with its interval."""
+        return self.intervals["AP"]
 
     def kinds(self) -> dict[str, dict[str, float]]:
         """Kind -> number of errors at the least IoU threshold, mean number over all of them, and cost in AP."""
@@ -174,10 +188,13 @@ class Diagnosis:
         """Name of a category with tracks -> its tracks, AP, and AP of every oracle."""
         rows: dict[str, dict[str, Any]] = {}
         for k in np.flatnonzero(self.judged.num_tracks).tolist():
-            values = {name: 100 * float(self.precision[name][..., k].mean()) for name in ("AP", *_TITLES)}
-            oracles = {name: max(values["AP"], values[name]) for name in _TITLES}
+            values = {name: 100 * float(self.precision[name][..., k].mean()) for name in ("AP", *TITLES)}
+            oracles = {name: max(values["AP"], values[name]) for name in TITLES}
             tracks = int(self.judged.num_tracks[k])
-            rows[self.judged.names[k]] = {"tracks": tracks, "AP": values["AP"], "oracles": oracles}
+            name = self.judged.names[k]
+            own = self.intervals[f"class {name}"]
+            row = {"tracks": tracks, "AP": values["AP"], "interval": [own.low, own.high], "oracles": oracles}
+            rows[name] = row
         return rows
 
     def per_video(self, errors: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -208,6 +225,9 @@ class Diagnosis:
         return {
             "AP": to_percent(mean_precision(self._base)),
             "interval": [self.interval.low, self.interval.high],
+            "intervals": {
+                name: [each.low, each.high] for name, each in self.intervals.items() if not name.startswith("class ")
+            },
             "oracles": self.oracles(),
             "kinds": self.kinds(),
             "identities": {"exact": self.joining.exact, "joined": joined},
@@ -224,7 +244,7 @@ class Diagnosis:
         low, high = self.interval.low, self.interval.high
         share = f"{CONFIDENCE:.0%} of {RESAMPLES} draws of the videos give {low:.3f} to {high:.3f}"
         lines = [f"Where AP is lost ({ap:.3f}; {share}):", f"{'AP if':44}{'AP':>9}{'gain':>9}"]
-        lines += [f"{_TITLES[name]:44}{value:9.3f}{value - ap:9.3f}" for name, value in self.oracles().items()]
+        lines += [f"{TITLES[name]:44}{value:9.3f}{value - ap:9.3f}" for name, value in self.oracles().items()]
         lines.append(f"{'errors':20}{'at IoU 0.5':>12}{'mean':>12}{'AP if mended':>18}")
         for kind, row in self.kinds().items():
             lines.append(f"{kind:20}{row['count']:12d}{row['mean_count']:12.1f}{row['cost']:+18.3f}")
