@@ -101,6 +101,7 @@ OPTIONAL: dict[str, str | None] = {
     "pytest": None,
     "pytest-timeout": None,
     "labelformat": "labelformat",
+    "playwright": "playwright",
     "hypothesis": None,
     "ruff": None,
     "mypy": None,

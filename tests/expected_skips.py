@@ -13,6 +13,7 @@ ALLOWED = (
     r"named until closed on other systems",
     r"resource is not available",  # on Windows
     r"could not import '(submitit|wandb|labelformat\S*|torch\.utils\.serialization)'.*",  # not in requirements.lock
+    r"needs Chromium and playwright",  # a program of the system
     r"could not import 'triton'.*",  # comes with PyTorch for CUDA, on Linux
     r"could not import 'skimage'.*",  # wanted by one metric of trackeval alone
 )

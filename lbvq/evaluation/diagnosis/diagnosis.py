@@ -119,7 +119,7 @@ class Diagnosis:
 
     @cached_property
     def intervals(self) -> dict[str, Interval]:
-        """Of videos drawn anew: AP, AP50 and AP75 in percent, and under "class <name>" AP of every class with tracks."""
+        """Of videos drawn anew: AP, AP50, AP75 in percent, and under "class <name>" AP of each class with tracks."""
         videos = np.array(sorted(self.ground_truth.videos), np.int64)
         ap = weighted_ap(self.judged, videos, draw_videos(len(videos)))
         samples = summaries(self.judged, ap)
