@@ -52,7 +52,7 @@ COMMANDS: dict[str, Callable[[argparse.ArgumentParser, Sequence[str]], int]] = {
     "train": _module("train", "Train on a data folder, from published weights or from scratch."),
     "eval": _module("eval", "Score a trained model on a data folder."),
     "compare": _module("compare", "Compare two results files: is the difference noise, and where does it come from."),
-    "export": _module("export", "Turn predictions or a data folder into the format of a labelling tool."),
+    "export": _module("export", "Turn predictions into labels for a tool, or a network into ONNX or OpenVINO."),
     "download": _module("download", "Fetch the weights of published models."),
     "list": _module("list_models", "List published models and configuration files."),
     "info": _module("info", "Print versions and devices, for bug reports."),

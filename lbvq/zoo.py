@@ -131,10 +131,10 @@ def load_config(source: str | os.PathLike, opts: Sequence[Any] = ()) -> CfgNode:
     if not folder.exists() and _is_of_the_hub(name):
         folder = fetch_folder(name)
     if name and folder.is_dir():
-        cfg.merge_from_file(str(_in_folder(folder, "config.yaml")))
+        _merge(cfg, _in_folder(folder, "config.yaml"))
         cfg.MODEL.WEIGHTS = str(_in_folder(folder, *WEIGHT_FILES))
     elif name:
-        cfg.merge_from_file(os.fspath(find_config(name)))
+        _merge(cfg, find_config(name))
         if name in MODELS and not folder.is_file():
             cfg.MODEL.WEIGHTS = MODELS[name].weights
     cfg.merge_from_list(list(opts))
@@ -143,6 +143,13 @@ def load_config(source: str | os.PathLike, opts: Sequence[Any] = ()) -> CfgNode:
 
         apply_own_data(cfg, opts)
     return cfg
+
+
+def _merge(cfg: CfgNode, file: Path) -> None:
+    """Read a file, which names its graphs by where they are beside it."""
+    cfg.merge_from_file(str(file))
+    if cfg.MODEL.GRAPHS:
+        cfg.MODEL.GRAPHS = str(file.parent / cfg.MODEL.GRAPHS)
 
 
 def _is_of_the_hub(name: str) -> bool:

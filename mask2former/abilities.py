@@ -22,6 +22,7 @@ class Abilities:
     refine: its masks can be refined after inference.
     compile: has parts that `torch.compile` makes faster (MODEL.COMPILE).
     open_vocabulary: its classes are given as text and may be changed.
+    export: the network it runs on frames can be written as a graph for other runtimes.
     """
 
     images: bool = True
@@ -30,6 +31,7 @@ class Abilities:
     refine: bool = True
     compile: bool = False
     open_vocabulary: bool = False
+    export: bool = False
 
 
 # What is said when a model called {name} lacks an ability.
@@ -43,6 +45,8 @@ REFUSALS = {
     "compile": "{name} has no part that is compiled. Leave MODEL.COMPILE False.",
     "open_vocabulary": "{name} knows the classes it was trained on and no others. To find classes by their names "
     "choose an open-vocabulary method, OVFormer.",
+    "export": "{name} has no network of single frames that could be exported. Export a method that finds objects frame "
+    "by frame, such as MinVIS, LBVQ or VidEoMT.",
 }
 OR_MATCH = ", or set TEST.MATCH_FRAMES True to follow its objects from frame to frame by their queries"
 

@@ -43,7 +43,7 @@ def linear_transposed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Compute W x^T + b: x (B, Q, C_in), weight (C_out, C_in), bias (C_out,) -> (B, C_out, Q), never in bfloat16."""
     if _can_use_onednn(x, weight, bias):
         return _stack([_exact_product(weight, rows) for rows in x]).add_(bias[:, None])
-    return torch.bmm(weight.expand(len(x), -1, -1), x.transpose(1, 2)) + bias[:, None]
+    return torch.bmm(weight.expand(x.shape[0], -1, -1), x.transpose(1, 2)) + bias[:, None]
 
 
 def compact(x: Tensor) -> Tensor:

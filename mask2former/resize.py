@@ -17,7 +17,7 @@ def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
     formats. One axis after the other is faster then; only rounding differs.
     """
     is_plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-    is_plain |= x.device.type != "cpu" or x.shape[1] < 4 or sum(size) <= FAST_CHANNELS_LAST_SIZE
+    is_plain = is_plain or x.device.type != "cpu" or x.shape[1] < 4 or sum(size) <= FAST_CHANNELS_LAST_SIZE
     if is_plain or x.numel() == 0 or not x.is_contiguous(memory_format=torch.channels_last):
         return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
     pixels = _resize_axis(_resize_axis(x.permute(0, 2, 3, 1), 1, size[0]), 2, size[1])

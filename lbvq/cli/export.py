@@ -1,16 +1,25 @@
-"""Predictions, or a data folder, into the format of a labelling tool: the work behind `lbvq export`."""
+"""The work behind `lbvq export`: predictions or a data folder for labelling tools, and with --model a network.
+
+How a network is exported is in `lbvq.cli.export_network`.
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lbvq.cli.export_network import NETWORK_OPTIONS, add_network_arguments, export_network
+
 if TYPE_CHECKING:
     from lbvq.data.formats.labels import Labels
 
+DEFAULT_THRESHOLD = 0.3  # score of predictions
+
 EXAMPLES = """examples:
+results, a data folder, or an annotation file for a labelling tool (SOURCE --to FORMAT)
   lbvq export results.json --to cvat --tolerance 1            what `lbvq predict` has found, to be corrected in CVAT
   lbvq export runs/pets/inference/results.json --data data/pets/dev.json --to labelme --out corrected
   lbvq export data/pets --to mots                             the labels of a data folder
@@ -18,24 +27,66 @@ EXAMPLES = """examples:
 cvat: one XML per video, upload it to the task of that video as "CVAT 1.1"; every object is a track of polygons, which
 are exact to the pixel without --tolerance and easier to edit with it. mots: one folder per video, zipped it is "MOTS
 PNG 1.0". What a format cannot hold is counted, with the first example.
+
+a network for another runtime (--model NAME --format FORMAT --output FOLDER)
+  lbvq export --model minvis_r50_ytvis19 --format onnx --output minvis_onnx
+  lbvq export --model runs/pets --format openvino --size 360 640 --output pets_openvino
+  lbvq predict video.mp4 --config-file minvis_onnx            and VideoPredictor.from_pretrained("minvis_onnx")
+
+Frames go through the graph; what follows objects from frame to frame stays Python. See docs/export.md.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command line of `run`."""
-    parser.add_argument("source", type=Path, help="results file, data folder, or annotation file in YouTube-VIS form")
-    parser.add_argument("--to", required=True, metavar="FORMAT", help="cvat, coco, mots, mots_text, labelme or ytvis")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="new folder (default: SOURCE_FORMAT)")
-    parser.add_argument("--data", type=Path, help="data folder or annotation file that the ids of a results file mean")
-    parser.add_argument("--frames", type=Path, help="folder of the frames, for paths in labelme files")
-    parser.add_argument("--score-threshold", type=float, default=0.3, help="of predictions (default 0.3)")
+    parser.usage = (
+        "lbvq export SOURCE --to FORMAT [--out FOLDER] [options of labels]\n"
+        "       lbvq export --model NAME --format onnx|openvino --output FOLDER [options of networks]"
+    )
+    labels = parser.add_argument_group("predictions and labels, for labelling tools")
+    labels.add_argument(
+        "source",
+        nargs="?",
+        type=Path,
+        metavar="SOURCE",
+        help="results file, data folder, or annotation file in YouTube-VIS form",
+    )
+    labels.add_argument("--to", metavar="FORMAT", help="cvat, coco, mots, mots_text, labelme or ytvis")
+    labels.add_argument("--data", type=Path, help="data folder or annotation file that the ids of a results file mean")
+    labels.add_argument("--frames", type=Path, help="folder of the frames, for paths in labelme files")
+    labels.add_argument("--score-threshold", type=float, help="of predictions (default 0.3)")
+    labels.add_argument("--tolerance", type=float, metavar="PIXELS", help="of outlines in CVAT (default 0)")
+    add_network_arguments(parser)
     parser.add_argument(
-        "--tolerance", type=float, default=0.0, metavar="PIXELS", help="of outlines in CVAT (default 0)"
+        *("--out", "--output"), dest="out", type=Path, metavar="FOLDER", help="new folder (of labels: SOURCE_FORMAT)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Export; raises ValueError, KeyError or OSError for what is wrong with the input."""
+    of_labels = _given(args, ("source", "to", "data", "frames", "score_threshold", "tolerance"))
+    of_networks = _given(args, NETWORK_OPTIONS)
+    if of_labels and of_networks:
+        raise ValueError(
+            f"{', '.join(of_labels)} belong to the export of labels, {', '.join(of_networks)} to that of networks; "
+            "give those of one of them, see lbvq export --help."
+        )
+    if of_networks:
+        return export_network(args)
+    for name, what in (("source", "SOURCE, a results file or data folder"), ("to", "--to FORMAT")):
+        if getattr(args, name) is None:
+            raise ValueError(f"{what} is missing; for a network give --model NAME. See lbvq export --help.")
+    return export_labels(args)
+
+
+def _given(args: argparse.Namespace, names: Sequence[str]) -> list[str]:
+    """Options that are on the command line, as they are written there."""
+    given = [name for name in names if getattr(args, name) not in (None, False, [])]
+    return [name.upper() if name == "source" else f"--{name.replace('_', '-')}" for name in given]
+
+
+def export_labels(args: argparse.Namespace) -> int:
+    """Write predictions or labels as a folder of another format."""
     from lbvq.data.formats import WriteOptions, writer
     from lbvq.files.writing import atomic_path
 
@@ -49,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     with atomic_path(target) as part:
         part.mkdir()
         # relative paths in the files are those from the folder's final place, which has the same parent
-        labels.notes.extend(write(labels, part, WriteOptions(_frames(args), args.tolerance)))
+        labels.notes.extend(write(labels, part, WriteOptions(_frames(args), args.tolerance or 0.0)))
     for line in labels.notes.lines():
         print(line)
     num_tracks = sum(len(video.tracks) for video in labels.videos)
@@ -67,7 +118,8 @@ def _read(args: argparse.Namespace) -> Labels:
             raise ValueError(f"{args.source} holds labels, which need no --data.")
         return _annotations(args.source)
     known = None if args.data is None else _annotations(args.data)
-    return read_results(args.source, known, args.score_threshold)
+    threshold = DEFAULT_THRESHOLD if args.score_threshold is None else args.score_threshold
+    return read_results(args.source, known, threshold)
 
 
 def _annotations(path: Path) -> Labels:

@@ -29,6 +29,7 @@ from lbvq.files.class_list import ClassList, with_classes
 from lbvq.files.data_entries import data_options
 from lbvq.files.json_files import to_json
 from lbvq.files.writing import write_text
+from lbvq.inference.exported.runtimes import run_graphs
 from lbvq.inference.frames import open_frames
 from lbvq.modeling import as_tested
 from lbvq.modeling.targets import fewest_queries
@@ -52,6 +53,7 @@ class Trainer(DefaultTrainer):
             holds_images = MetadataCatalog.get(name).get("kind") == "image"
             require(model_class(cfg), "images" if holds_images else "video")
         model = build_model(cfg)
+        run_graphs(model, cfg)
         logger.info("Model:\n%s", model)
         return model
 

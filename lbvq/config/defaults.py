@@ -25,6 +25,7 @@ MODEL: dict[str, Any] = {
     "COMPILE": False,  # (ours) torch.compile the heavy parts; the first call of each input size is slow
     "META_ARCHITECTURE": "GeneralizedRCNN",  # registered model class, e.g. Lbvq
     "WEIGHTS": "",  # file, https:// or detectron2:// address to start from; "" is random
+    "GRAPHS": "",  # (ours) list of exported graphs to run frames with, as `lbvq export` writes it; "" is this code
     "CATEGORIES": {  # (ours) of the classes a model was trained on; they win over those of DATASETS.TEST
         "NAMES": [],  # by class index; [] when they are not known
         "IDS": [],  # category ids in results files, by class index; [] means class index + 1

@@ -13,6 +13,7 @@ import lbvq.modeling  # noqa: F401  registers the methods
 from lbvq.data.builtin import MetadataCatalog
 from lbvq.engine.checkpoint import load_weights
 from lbvq.files.class_list import ClassList, with_classes
+from lbvq.inference.exported.runtimes import run_graphs
 from lbvq.zoo import load_config
 from mask2former.abilities import has_ability, refusal
 from mask2former.registry import build_model
@@ -43,6 +44,7 @@ def trained_model(cfg: Cfg, weights: str | os.PathLike | None = None) -> nn.Modu
     """
     file = weights_of(cfg, weights)
     model = build_model(cfg).eval()
+    run_graphs(model, cfg)
     if file:
         classes = load_weights(model, file).classes
         if classes is not None and not has_ability(model, "open_vocabulary"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mask2former.abilities import Abilities
+from mask2former.abilities import Abilities, refusal
 from mask2former.ahead import one_ahead
 from mask2former.modeling.backbone import Backbone
 from mask2former.modeling.criterion import SetCriterion
@@ -26,6 +26,7 @@ from mask2former.registry import build_backbone, build_sem_seg_head
 from mask2former.structures import ImageList
 from mask2former.transfer import to_device
 
+from .graphs import IMAGE_AXES, FrameNetwork, Graph, GraphFunction, keep_parts, outputs_of_network
 from .pretrained import push_to_hub, save_pretrained
 
 if TYPE_CHECKING:
@@ -41,11 +42,13 @@ class VideoModel(nn.Module):
         sample: what the model is given at a time.
         can: what it can do besides segmenting whole videos.
         match_frames: it is run by matching frame queries instead, see `FrameSegmenter`.
+        exported: graphs that run in place of parts of it, see `run_exported`.
     """
 
     sample: ClassVar[str] = "video"
     can: ClassVar[Abilities] = Abilities()
     match_frames: bool = False
+    exported: Mapping[str, GraphFunction] = {}
 
     config: Cfg | None = None  # what `build_model` built it from
     pixel_mean: Tensor
@@ -115,6 +118,8 @@ class VideoModel(nn.Module):
     def forward(self, samples: list[dict[str, Any]]) -> Any:
         """Return weighted losses of the clips in training, the output of one video at test."""
         if self.training:
+            if self.exported:
+                raise ValueError("an exported network cannot be trained; train the model it was exported from.")
             return self.losses(samples)
         if len(samples) != 1:
             raise ValueError(f"at test a video model takes one video at a time, got a list of {len(samples)}.")
@@ -130,6 +135,18 @@ class VideoModel(nn.Module):
     def inference(self, video: dict[str, Any]) -> Any:
         """Published output dictionary of one video."""
         raise NotImplementedError
+
+    def graphs(self, images: Tensor) -> dict[str, Graph]:
+        """What can be exported of the model: by name, functions of tensors that it calls at test.
+
+        Args:
+            images: (t, 3, H, W) normalised and padded frames, to make examples of the inputs from.
+        """
+        raise ValueError(refusal(self, "export"))
+
+    def run_exported(self, functions: Mapping[str, GraphFunction]) -> None:
+        """Run exported forms of all `graphs` from now on, and drop the parts they were made of."""
+        self.exported = dict(functions)
 
     @property
     def divisibility(self) -> int:
@@ -208,7 +225,8 @@ class EncodedFrames:
 class FrameSegmenter(VideoModel):
     """A video model that segments single frames by backbone, pixel decoder and frame decoder."""
 
-    can: ClassVar[Abilities] = Abilities(match_frames=True, compile=True)
+    can: ClassVar[Abilities] = Abilities(match_frames=True, compile=True, export=True)
+    backbone: Any  # a `Backbone`, or nothing when its exported form runs
 
     def __init__(
         self,
@@ -258,9 +276,12 @@ class FrameSegmenter(VideoModel):
 
     def encode_frames(self, images: ImageList, start: int = 0, **context: Any) -> EncodedFrames:
         """Run the frame segmenter over a batch of frames of equal size; `context` is for its decoder."""
-        batch = images.tensor.contiguous(memory_format=torch.channels_last)
-        features = self.backbone(batch)
-        outputs, frame_queries, mask_features = self.sem_seg_head(features, **context)
+        if self.exported:
+            found = outputs_of_network(self.exported["frame_network"](images=images.tensor, **context))
+            features, outputs, frame_queries, mask_features = found
+        else:
+            features = self.backbone(images.tensor.contiguous(memory_format=torch.channels_last))
+            outputs, frame_queries, mask_features = self.sem_seg_head(features, **context)
         return EncodedFrames(
             start=start,
             image_size=images.image_sizes[0],
@@ -270,6 +291,15 @@ class FrameSegmenter(VideoModel):
             frame_queries=frame_queries,
             mask_features=mask_features,
         )
+
+    def graphs(self, images: Tensor) -> dict[str, Graph]:
+        network = FrameNetwork(self.backbone, self.sem_seg_head)
+        return {"frame_network": Graph(network, {"images": images}, {"images": IMAGE_AXES})}
+
+    def run_exported(self, functions: Mapping[str, GraphFunction]) -> None:
+        super().run_exported(functions)
+        self.backbone = None
+        keep_parts(self.sem_seg_head, ())
 
     def compile_encoder(self) -> None:
         """Compile the frame segmenter; parameter names stay as they are."""

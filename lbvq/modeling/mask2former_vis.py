@@ -11,6 +11,7 @@ TEST.MATCH_FRAMES, which also scores higher than the method itself on YouTube-VI
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,6 +36,8 @@ DECODER_NAMES = {"VideoMultiScaleMaskedTransformerDecoder": "ClipVolumeTransform
 @META_ARCH_REGISTRY.register()
 class VideoMaskFormer(FrameSegmenter):  # published name
     """Mask2Former whose decoder sees whole clips."""
+
+    can = replace(FrameSegmenter.can, export=False)
 
     def __init__(self, *, labels_of_last_frame: bool, **frame_segmenter: Any) -> None:
         """Args:

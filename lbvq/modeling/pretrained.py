@@ -47,15 +47,17 @@ def save_pretrained(
 
     Raises:
         FileExistsError: there is a model in the folder.
-        ValueError: numbers of names and ids differ.
+        ValueError: numbers of names and ids differ, or the model runs exported graphs.
     """
     from safetensors.torch import save_file
 
+    if getattr(model, "exported", None):
+        raise ValueError("this model runs exported graphs; copy the folder that it was read from.")
     folder = Path(folder)
     there = [name for name in (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE) if (folder / name).exists()]
     if there and not overwrite:
         raise FileExistsError(f"{folder} holds {' and '.join(there)}; choose another folder, or pass overwrite=True.")
-    cfg = _configuration_of(model) if cfg is None else cfg.clone()
+    cfg = configuration_of(model) if cfg is None else cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = "", ""
     categories = cfg.MODEL.CATEGORIES
@@ -73,7 +75,8 @@ def save_pretrained(
     return folder
 
 
-def _configuration_of(model: nn.Module) -> Cfg:
+def configuration_of(model: nn.Module) -> Cfg:
+    """A copy of the configuration that a model was built from."""
     cfg = getattr(model, "config", None)
     if cfg is None:
         raise ValueError("the model was not made by build_model; pass the configuration it was built from as `cfg`.")

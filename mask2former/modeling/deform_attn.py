@@ -50,7 +50,7 @@ def sample_by_grid(value: Tensor, sizes: Sizes, points: Tensor, weights: Tensor)
     levels = value.split(_areas(sizes), dim=1)
     for level, (level_value, (height, width)) in enumerate(zip(levels, sizes, strict=True)):
         maps = level_value.permute(0, 2, 3, 1).reshape(-1, head_dim, height, width)  # (B*M, D, H, W)
-        half_size = points.new_tensor([width / 2, height / 2])
+        half_size = _tensor_of([width / 2, height / 2], points)
         grid = (points[:, :, :, level].permute(0, 2, 3, 4, 1) + 0.5) / half_size - 1  # (B, M, P, Q, 2)
         sampled = F.grid_sample(maps, grid.flatten(0, 1), mode="bilinear", padding_mode="zeros", align_corners=False)
         weight = weights[:, :, level].flatten(0, 1)[:, None]
@@ -268,7 +268,8 @@ class MSDeformAttn(nn.Module):
         logits = projected[:, self.sampling_offsets.out_features :].unflatten(1, (self.n_heads, -1))
         weights = logits.softmax(dim=2).unflatten(2, layout[1:])
 
-        size_xy = reference_points.new_tensor([(width, height) for height, width in sizes])  # (L, 2)
+        size_xy = _tensor_of([side for height, width in sizes for side in (width, height)], reference_points)
+        size_xy = size_xy.view(-1, 2)  # (L, 2)
         references = reference_points.unflatten(-1, (-1, 2)) * size_xy[:, None]  # (B, Q, L, 1 or 2, 2)
         references = references.permute(3, 0, 4, 2, 1)[:, :, :, None, :, None]  # (1 or 2, B, 2, 1, L, 1, Q)
         if len(references) == 2:
@@ -291,10 +292,18 @@ def _x_then_y(tensor: Tensor, pairs: tuple[int, int]) -> Tensor:
 def _check_sizes(sizes: Sizes | Tensor, num_levels: int, num_cells: int) -> list[tuple[int, int]]:
     """Return plain (H, W) pairs after checking that they describe `num_cells` cells."""
     pairs = sizes.tolist() if isinstance(sizes, Tensor) else sizes
-    checked = [(int(height), int(width)) for height, width in pairs]
+    is_symbolic = torch.compiler.is_compiling()  # graphs may be for all sizes at once
+    checked = [(height, width) if is_symbolic else (int(height), int(width)) for height, width in pairs]
     if len(checked) != num_levels or sum(_areas(checked)) != num_cells:
         raise ValueError(f"expected the sizes of {num_levels} maps with {num_cells} cells together, got {checked}.")
     return checked
+
+
+def _tensor_of(numbers: Sequence[float], like: Tensor) -> Tensor:
+    """A tensor of numbers, which may be symbols for sizes while a graph is made."""
+    if torch.compiler.is_compiling():
+        return torch.stack([torch.full((), number, dtype=like.dtype, device=like.device) for number in numbers])
+    return like.new_tensor(numbers)
 
 
 def _areas(sizes: Sizes) -> list[int]:

@@ -259,7 +259,7 @@ def _cell_centres(height: int, width: int, device: torch.device) -> Tensor:
     """Centres of the cells of a map, row by row, as (x, y) in [0, 1]: (H*W, 2)."""
     y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
     x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
-    return torch.stack((x.repeat(height), y.repeat_interleave(width)), dim=-1)
+    return torch.stack((x.expand(height, -1), y[:, None].expand(-1, width)), dim=-1).flatten(0, 1)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -344,7 +344,7 @@ class Rotations(nn.Module):
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Turn the last h w of (B, heads, S, c) tokens; a channel is paired with the one c / 2 further on."""
     cosine, sine = (part.to(x.dtype) for part in rotation)
-    others, patches = x[..., : -len(cosine), :], x[..., -len(cosine) :, :]
+    others, patches = x[..., : -cosine.shape[0], :], x[..., -cosine.shape[0] :, :]
     first, second = patches.chunk(2, dim=-1)
     return torch.cat((others, patches * cosine + torch.cat((-second, first), dim=-1) * sine), dim=-2)
 
@@ -435,7 +435,7 @@ class PatchProjection(nn.Conv2d):
 
 def _with_prefix(patches: Tensor, *prefix: Tensor) -> Tensor:
     """Put tokens (1, n, C) in front of patches (B, h w, C)."""
-    return torch.cat([*(token.to(patches.dtype).expand(len(patches), -1, -1) for token in prefix), patches], dim=1)
+    return torch.cat([*(token.to(patches.dtype).expand(patches.shape[0], -1, -1) for token in prefix), patches], dim=1)
 
 
 def _initialise(model: nn.Module) -> None:

@@ -30,6 +30,13 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--published-boundary", type=Path, help="the same of HQ-YTVIS, for the boundary task")
 
 
+def add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--folders", nargs="+", required=True, metavar="FOLDER", help="of `lbvq export`, of one model")
+    parser.add_argument("--size", type=int, nargs=2, default=(360, 640), metavar=("HEIGHT", "WIDTH"), help="of frames")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1; 0: torch's choice)")
+    parser.add_argument("--repeats", type=int, default=5, help="frames of which the fastest counts")
+
+
 def add_inference(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-file", default=LBVQ)
     parser.add_argument("--weights", default="", help="trained weights (default: random)")

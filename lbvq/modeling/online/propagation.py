@@ -8,11 +8,12 @@ they do at test, and the gradient goes back through all of them.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mask2former.abilities import Abilities
 from mask2former.modeling.criterion import SetCriterion, layer_weights, weighted
@@ -21,6 +22,7 @@ from mask2former.structures import ImageList
 
 from ..base import is_compiled
 from ..clips.consistent import ConsistentMatcher
+from ..graphs import IMAGE_AXES, Graph, GraphFunction, keep_parts
 from ..postprocess import select_top
 from ..targets import ABSENT, clip_target
 from .query_network import FrameTokens, QueryBackbone, QueryNetwork, Readings
@@ -48,6 +50,38 @@ class PublishedFaults:
     mixed_clips: bool = False
 
 
+class FrameEncoder(nn.Module):
+    """The part of a `QueryBackbone` that sees every frame by itself, as a function of tensors."""
+
+    def __init__(self, backbone: QueryBackbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(t, 3, H, W) -> prefix (t, P, C) and patches (t, h, w, C)."""
+        frames = self.backbone.encode(images)
+        return {"prefix": frames.prefix, "patches": frames.patches}
+
+
+class QueryStep(nn.Module):
+    """`QueryNetwork.step` as a function of tensors."""
+
+    def __init__(self, network: QueryNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, queries: Tensor, prefix: Tensor, patches: Tensor) -> dict[str, Tensor]:
+        """Queries (1, N, C) and the tokens of one frame -> what is read (see `Readings`), and `carried` (1, N, C)."""
+        grid = (patches.shape[1], patches.shape[2])
+        readings, carried = self.network.step(queries, FrameTokens(prefix, patches, self.network.rotation(grid)))
+        return {
+            "logits": readings.logits,
+            "embeddings": readings.embeddings,
+            "features": readings.patches,
+            "carried": carried,
+        }
+
+
 class PropagatedQueries(OnlineSegmenter):
     """A ViT and a `QueryNetwork` that are run over videos and trained on clips.
 
@@ -56,7 +90,7 @@ class PropagatedQueries(OnlineSegmenter):
 
     backbone: QueryBackbone
 
-    can: ClassVar[Abilities] = Abilities(online=True, compile=True)
+    can: ClassVar[Abilities] = Abilities(online=True, compile=True, export=True)
     use_quality = False
 
     def __init__(
@@ -130,25 +164,24 @@ class PropagatedQueries(OnlineSegmenter):
 
     def observe(self, images: ImageList, start: int) -> Evidence:
         """Tokens of the frames: `prefix` (t, P, C) and `patches` (t, h, w, C)."""
+        if self.exported:
+            return self.exported["encoder"](images=images.tensor)
         frames = self.backbone.encode(images.tensor)
         return {"prefix": frames.prefix, "patches": frames.patches}
 
     def advance(self, state: StreamState, evidence: Evidence) -> tuple[StreamState, StepMasks]:
-        network, patches = self.network, evidence["patches"]
-        grid = (patches.shape[1], patches.shape[2])
-        frame = FrameTokens(evidence["prefix"], patches, network.rotation(grid))
+        network = self.network
         queries = network.queries_after(state.get("carried"))
-        stages = network.run_blocks(queries, frame)
-        readings = network.read(network.last_norm(stages[-1]), frame.grid)
-        logits = readings.logits[0].float()
+        step = self.exported.get("queries") or QueryStep(network)
+        read = step(queries=queries, **evidence)
+        logits = read["logits"][0].float()
         if not logits.isfinite().all():
             logger.warning(
                 "The network's outputs are not finite somewhere in a frame; its objects wait for the next one. Set "
                 "TEST.AMP.ENABLED False if this happens often."
             )
-        carried = keep_finite(network.carried(stages[-1]).float(), state.get("carried", queries.float()))
-        features = readings.patches.permute(0, 3, 1, 2)
-        masks = StepMasks(features, readings.embeddings[0], enlarge=network.enlarged)
+        carried = keep_finite(read["carried"].float(), state.get("carried", queries.float()))
+        masks = StepMasks(read["features"].permute(0, 3, 1, 2), read["embeddings"][0], enlarge=network.enlarged)
         return {"carried": carried, **add_logits(state, logits)}, masks
 
     def decide(self, state: StreamState) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,6 +189,23 @@ class PropagatedQueries(OnlineSegmenter):
         if not state:
             return torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
         return select_top(mean_probabilities(state), self.num_predictions)
+
+    # -- export ------------------------------------------------------------------------------------------------------
+
+    def graphs(self, images: Tensor) -> dict[str, Graph]:
+        """The blocks that see the frames one by one, and those that take the queries through one frame."""
+        encoder = Graph(FrameEncoder(self.backbone), {"images": images}, {"images": IMAGE_AXES})
+        tokens = encoder.module(images[:1])
+        queries = {"queries": self.network.queries_after(None), **tokens}
+        axes = {"patches": {1: "rows", 2: "columns"}}
+        return {"encoder": encoder, "queries": Graph(QueryStep(self.network), queries, axes)}
+
+    def run_exported(self, functions: Mapping[str, GraphFunction]) -> None:
+        super().run_exported(functions)
+        network = self.network
+        keep_parts(network, ("q", "query_updater", "upscale"))
+        if self.backbone is not network:
+            keep_parts(self.backbone, [name for name, part in self.backbone.named_children() if part is network])
 
     # -- training ----------------------------------------------------------------------------------------------------
 

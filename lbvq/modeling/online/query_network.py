@@ -93,7 +93,7 @@ class QueryNetwork(nn.Module):
         norm_queries: carry the queries on as they are after the last norm, and not before it.
         """
         super().__init__()
-        self.norm_queries = norm_queries
+        self.num_classes, self.norm_queries = num_classes, norm_queries
         self.q = nn.Embedding(num_queries, dim)  # of the first frame of a video
         self.query_updater = nn.Linear(dim, dim)
         self.class_head = nn.Linear(dim, num_classes + 1)
@@ -117,10 +117,6 @@ class QueryNetwork(nn.Module):
     @property
     def num_queries(self) -> int:
         return self.q.num_embeddings
-
-    @property
-    def num_classes(self) -> int:
-        return self.class_head.out_features - 1
 
     def queries_after(self, carried: Tensor | None, batch: int = 1) -> Tensor:
         """Queries (B, N, C) of the next frame from what is `carried` on of this one; None before the first frame."""
@@ -150,6 +146,11 @@ class QueryNetwork(nn.Module):
         queries = tokens[:, : self.num_queries]
         patches = tokens[:, -grid[0] * grid[1] :].unflatten(1, grid)
         return Readings(self.class_head(queries), self.mask_head(queries), patches)
+
+    def step(self, queries: Tensor, frames: FrameTokens) -> tuple[Readings, Tensor]:
+        """Take queries (B, N, C) through B frames: what the heads read in the end, and what the next frame gets."""
+        tokens = self.run_blocks(queries, frames)[-1]
+        return self.read(self.last_norm(tokens), frames.grid), self.carried(tokens)
 
     def enlarged(self, patches: Tensor) -> Tensor:
         """(t, C, h, w) patch tokens that the heads read -> (t, C, 4 h, 4 w) features of pixels."""

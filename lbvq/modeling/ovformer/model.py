@@ -141,7 +141,8 @@ class OVFormer(OpenVocabularyModel, MaskFormer):  # published name
 class OpenVocabularyVideoModel(OpenVocabularyModel, FrameSegmenter):
     """What the frame model and the clip model share."""
 
-    can = replace(FrameSegmenter.can, match_frames=False, open_vocabulary=True)  # it follows queries already
+    # it follows queries already; its decoder compares with texts that may be changed
+    can = replace(FrameSegmenter.can, match_frames=False, open_vocabulary=True, export=False)
 
     def __init__(
         self, *, image_features: ImageFeatures, training_image_features: ImageFeatures, **segmenter: Any

@@ -1,0 +1,1 @@
+"""Networks as graphs for other runtimes: written by `export_model`, run by `VideoPredictor` and `StreamPredictor`."""

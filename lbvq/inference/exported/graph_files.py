@@ -1,0 +1,104 @@
+"""Write functions of tensors as ONNX and OpenVINO files.
+
+PyTorch's exporter on `torch.export` (`dynamo=True`) reads the program; the older one, which traces, is not used.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lbvq.modeling.graphs import Graph
+from mask2former.modeling.deform_attn import MSDeformAttn
+
+OPSET = 18
+MAX_FRAMES = 4096  # in a batch; an upper limit is all that the exporter wants to know
+LARGE_GRAPH = 1_900_000_000  # bytes of weights; a file of ONNX holds 2 GB, weights of larger graphs lie beside it
+
+
+def write_openvino(graph: Graph, path: Path, *, any_size: bool) -> None:
+    """Write a graph as OpenVINO's .xml file with a .bin file of weights beside it; see `write_onnx`."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise ImportError(
+            f'a graph for OpenVINO is written by openvino: pip install "lbvq[openvino]" ({error}).'
+        ) from error
+    with tempfile.TemporaryDirectory() as folder:
+        between = Path(folder) / "graph.onnx"
+        write_onnx(graph, between, any_size=any_size)
+        openvino.save_model(openvino.convert_model(between), path, compress_to_fp16=False)
+
+
+def write_onnx(graph: Graph, path: Path, *, any_size: bool) -> None:
+    """Write a graph as an ONNX file of standard operators.
+
+    Args:
+        graph: what to write.
+        path: of the file.
+        any_size: leave height and width open, besides the number of frames.
+    """
+    try:
+        import onnx  # noqa: F401  used by the exporter
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f'a graph is written by onnx and onnxscript: pip install "lbvq[onnx]" ({error}).') from error
+    names, examples = list(graph.inputs), tuple(graph.inputs.values())
+    with torch.no_grad(), _exportable(graph.module), _quiet():
+        outputs = list(graph.module(*examples))
+        program = torch.export.export(graph.module, examples, dynamic_shapes=_shapes(graph, any_size), strict=False)
+        written = torch.onnx.export(
+            program, input_names=names, output_names=outputs, opset_version=OPSET, dynamo=True, verbose=False
+        )
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in graph.module.state_dict().values())
+    assert written is not None  # without a path it returns the program
+    written.save(str(path), external_data=num_bytes > LARGE_GRAPH)
+
+
+def _shapes(graph: Graph, any_size: bool) -> tuple[dict[int, Any], ...]:
+    """For every input what `torch.export` wants to know: axis -> length that is open."""
+    frames = torch.export.Dim("frames", min=1, max=MAX_FRAMES)
+    shapes: list[dict[int, Any]] = []
+    for name in graph.inputs:
+        axes = graph.axes.get(name, {})
+        opened: dict[int, Any] = {axis: frames for axis, length in axes.items() if length == "frames"}
+        if any_size:
+            opened |= {axis: torch.export.Dim.DYNAMIC for axis, length in axes.items() if length != "frames"}
+        shapes.append(opened)
+    return tuple(shapes)
+
+
+@contextmanager
+def _exportable(module: nn.Module) -> Iterator[None]:
+    """Let deformable attention be made of standard operators inside."""
+    attentions = [each for each in module.modules() if isinstance(each, MSDeformAttn)]
+    kernels = [attention.kernel for attention in attentions]
+    try:
+        for attention in attentions:
+            attention.kernel = "grid_sample"
+        yield
+    finally:
+        for attention, kernel in zip(attentions, kernels, strict=True):
+            attention.kernel = kernel
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep notes of the exporter about itself from the user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
