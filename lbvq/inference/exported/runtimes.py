@@ -28,7 +28,7 @@ def use_graphs(model: VideoModel, path: Path) -> None:
     missing = [file for file in listed.files.values() if not (path.parent / file).is_file()]
     if missing:
         raise FileNotFoundError(f"{path} lists {missing[0]}, which is not in {path.parent}; export the model again.")
-    kind = {"onnx": OnnxGraph, "openvino": OpenVinoGraph}[listed.format]
+    kind: type[OnnxGraph | OpenVinoGraph] = OnnxGraph if listed.format == "onnx" else OpenVinoGraph
     model.run_exported({name: kind(path.parent / file, listed) for name, file in listed.files.items()})
 
 
