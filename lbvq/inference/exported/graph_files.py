@@ -98,7 +98,7 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.filterwarnings("ignore", module=r"(torch|onnxscript|copyreg)\b")
             yield
     finally:
         logger.setLevel(level)
