@@ -13,14 +13,16 @@ function lineChart({ title, x, series, xName, yName, xLow = 0, xHigh = 1, yHigh 
   const across = (value) => left + ((value - xLow) / (xHigh - xLow)) * (width - left - right);
   const down = (value) => height - bottom - (value / yHigh) * (height - top - bottom);
   const svg = makeSvg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title });
-  for (let step = 0; step <= 5; step++) {
-    const value = (yHigh * step) / 5;
-    const place = xLow + ((xHigh - xLow) * step) / 5;
+  for (const value of [0, 0.2, 0.4, 0.6, 0.8, 1].map((share) => share * yHigh)) {
     svg.append(
       makeSvg("line", { x1: left, x2: width - right, y1: down(value), y2: down(value), class: "grid" }),
-      makeSvg("line", { x1: across(place), x2: across(place), y1: top, y2: height - bottom, class: "grid" }),
       makeSvg("text", { x: left - 6, y: down(value) + 4, class: "tick end" }, String(+value.toFixed(2))),
-      makeSvg("text", { x: across(place), y: height - bottom + 16, class: "tick middle" }, String(+place.toFixed(3))),
+    );
+  }
+  for (const place of x.filter((_, index) => index % Math.ceil(x.length / 11) === 0)) {
+    svg.append(
+      makeSvg("line", { x1: across(place), x2: across(place), y1: top, y2: height - bottom, class: "grid" }),
+      makeSvg("text", { x: across(place), y: height - bottom + 16, class: "tick middle" }, String(+place.toFixed(2))),
     );
   }
   svg.append(

@@ -78,12 +78,12 @@ def _videos_of_scores(scores: Scores, analysis: Analysis) -> dict[str, list[int]
         own_group[letter] = counted & np.array([each.category_id in categories for each in tracks], bool)
     sets = {}
     for name, chosen in scores.main.lines().items():
+        keys = [key for key in ("area", "occlusion") if key in chosen]
         inside = np.ones(len(tracks), bool)
-        for key in ("area", "occlusion"):
-            if key in chosen:
-                inside &= ranges[key][chosen[key]]
+        for key in keys:
+            inside &= ranges[key][chosen[key]]
         for letter, members in own_group.items():
-            if letter or not inside.all():
+            if letter or keys:
                 sets[f"{name}{letter}"] = sorted({tracks[each].video_id for each in np.flatnonzero(inside & members)})
     return sets
 

@@ -53,8 +53,11 @@ function predictionShapes(video, marks, minScore) {
   }));
 }
 
-/** Draw the frame shown at `place`; without an image on grey. Marked shapes stand out, the others step back. */
-function drawFrame(canvas, video, place, shapes, image) {
+/**
+ * Draw the frame shown at `place`; without an image on grey. Marked shapes stand out, the others step back.
+ * unit: cells of the grid in one pixel of the screen, so that lines and labels have the same size everywhere.
+ */
+function drawFrame(canvas, video, place, shapes, image, unit) {
   const context = canvas.getContext("2d");
   const scale = canvas.width / video.size[1];
   context.setTransform(1, 0, 0, 1, 0, 0);
@@ -75,14 +78,15 @@ function drawFrame(canvas, video, place, shapes, image) {
     context.fill(path, "evenodd");
     context.globalAlpha = isFaint ? 0.5 : 1;
     context.setLineDash([]);
-    if (shape.isMarked) stroke(context, path, "#0f172a", 7);
-    context.setLineDash(shape.dashed ? [9, 6] : []);
-    stroke(context, path, shape.color, shape.isMarked ? 4 : 2.5);
+    if (shape.isMarked) stroke(context, path, "#0f172a", 4.5 * unit);
+    context.setLineDash(shape.dashed ? [5 * unit, 4 * unit] : []);
+    stroke(context, path, shape.color, (shape.isMarked ? 2.5 : 1.5) * unit);
     if (!isFaint) labels.push([shape, top]);
   }
   context.globalAlpha = 1;
   context.setLineDash([]);
-  for (const [shape, top] of labels) drawLabel(context, video, shape, top);
+  const taken = [];
+  for (const [shape, top] of labels.reverse()) drawLabel(context, video, shape, top, unit, taken);
 }
 
 function stroke(context, path, color, width) {
@@ -91,17 +95,21 @@ function stroke(context, path, color, width) {
   context.stroke(path);
 }
 
-function drawLabel(context, video, shape, top) {
+/** Write a label above a shape, or below the labels that are there already. */
+function drawLabel(context, video, shape, top, unit, taken) {
   const [height, width] = video.size;
-  context.font = "600 17px system-ui, sans-serif";
+  context.font = `600 ${11 * unit}px system-ui, sans-serif`;
   const text = shape.label.length > 26 ? `${shape.label.slice(0, 25)}…` : shape.label;
-  const long = context.measureText(text).width + 8;
+  const long = context.measureText(text).width + 6 * unit;
+  const high = 14 * unit;
   const x = Math.max(0, Math.min(width - long, top.x - long / 2));
-  const y = Math.max(0, Math.min(height - 21, top.y - 23));
+  let y = Math.max(0, Math.min(height - high, top.y - high - 2 * unit));
+  while (taken.some((each) => x < each.x + each.long && each.x < x + long && Math.abs(y - each.y) < high)) y += high;
+  taken.push({ x, y, long });
   context.globalAlpha = 0.85;
   context.fillStyle = "#0f172a";
-  context.fillRect(x, y, long, 21);
+  context.fillRect(x, y, long, high);
   context.globalAlpha = 1;
   context.fillStyle = shape.color;
-  context.fillText(text, x + 4, y + 16);
+  context.fillText(text, x + 3 * unit, y + 11 * unit);
 }

@@ -117,8 +117,10 @@ class Player {
     const hasImages = this.video.images.length > 0;
     if (hasImages && !this.isReady(this.place)) return;
     const image = hasImages ? this.image(this.place) : null;
-    drawFrame(this.truth, this.video, this.place, truthShapes(this.video, this.marks), image);
-    drawFrame(this.predicted, this.video, this.place, predictionShapes(this.video, this.marks, playback.minScore), image);
+    const unit = this.video.size[1] / (this.truth.clientWidth || this.width);
+    const predicted = predictionShapes(this.video, this.marks, playback.minScore);
+    drawFrame(this.truth, this.video, this.place, truthShapes(this.video, this.marks), image, unit);
+    drawFrame(this.predicted, this.video, this.place, predicted, image, unit);
   }
 }
 
@@ -134,17 +136,17 @@ function remarks(video) {
   return notes.join(" · ");
 }
 
-function kindChips(errors, onclick = null) {
+function kindChips(errors) {
   return [...count(errors, (each) => each.kind)]
     .sort((a, b) => DATA.kinds.indexOf(a[0]) - DATA.kinds.indexOf(b[0]))
-    .map(([kind, times]) => make(onclick ? "button" : "span", { type: onclick ? "button" : null, class: `chip kind-${kind}`, onclick: () => onclick && onclick(kind) }, `${kind} ${times}`));
+    .map(([kind, times]) => make("span", { class: `chip kind-${kind}` }, `${kind} ${times}`));
 }
 
 /** A video in the gallery. */
 class Card {
   constructor(video, open) {
     this.video = video;
-    this.player = new Player(video, 320);
+    this.player = new Player(video, 400);
     const title = make("button", { type: "button", class: "title", title: `${video.name} (video ${video.id})`, onclick: () => open(video) }, video.name);
     this.chips = make("div", { class: "chips" });
     this.node = make("article", { class: "card", "data-video": video.id },
@@ -178,15 +180,11 @@ class Gallery {
   }
 
   show(filter, order) {
-    const found_ = [...VIDEOS.values()].map((video) => [video, found(video, filter)]).filter(([, finding]) => finding);
-    found_.sort(([a], [b]) => ORDERS[order](a, b) || a.id - b.id);
-    this.shown = found_.map(([video]) => video);
-    for (const [video, finding] of found_) this.cards.get(video.id).mark(finding);
+    const findings = [...VIDEOS.values()].map((video) => [video, found(video, filter)]).filter(([, finding]) => finding);
+    findings.sort(([a], [b]) => ORDERS[order](a, b) || a.id - b.id);
+    this.shown = findings.map(([video]) => video);
+    for (const [video, finding] of findings) this.cards.get(video.id).mark(finding);
     this.node.replaceChildren(...this.shown.map((video) => this.cards.get(video.id).node));
-  }
-
-  finding(video, filter) {
-    return found(video, filter) || { errors: [], ...marked([]) };
   }
 
   playAll(isPlaying) {

@@ -5,8 +5,8 @@ let filter = { ...NO_FILTER };
 let order = Object.keys(ORDERS)[0];
 const controls = {};
 
-const viewer = new Viewer(document.getElementById("viewer"), () => gallery.shown);
-const gallery = new Gallery(make("div", { id: "gallery" }), (video) => viewer.open(video, gallery.finding(video, filter)));
+const gallery = new Gallery(make("div", { id: "gallery" }), (video) => viewer.open(video));
+const viewer = new Viewer(document.getElementById("viewer"), () => gallery.shown, (video) => found(video, filter) || marked([]));
 
 /** Show the videos of a filter; everything that is not named goes. */
 function showVideos(wanted) {
@@ -165,7 +165,7 @@ function fillConfusion() {
     { title: "times", value: (each) => each.value, cell: (each) => link(String(each.value), () => open(each.row, each.column)) },
   ], pairs.slice(0, 200));
   section("confusion", "Confused classes",
-    make("div", { class: "columns matrix-and-list" }, make("div", { class: "scroll tall" }, make("table", { id: "matrix" }, make("thead", {}, head), make("tbody", {}, ...body))), make("div", { class: "tall" }, list)),
+    make("div", { class: "matrix-and-list" }, make("div", { class: "scroll tall" }, make("table", { id: "matrix" }, make("thead", {}, head), make("tbody", {}, ...body))), make("div", { class: "tall" }, list)),
     note(`Predictions with a score of at least ${minScore} choose, best first, among the tracks that they overlap by ${iou}, whatever the class.`,
       used.length > shown.length ? ` The matrix has the ${shown.length} most frequent of ${used.length} classes.` : "",
       pairs.length > 200 ? ` The list has the 200 most frequent of ${pairs.length} pairs.` : ""));

@@ -2,10 +2,11 @@
 // One video, large, with lists of its errors, objects and predictions.
 
 class Viewer {
-  /** neighbours: function that returns the videos shown now. */
-  constructor(dialog, neighbours) {
+  /** neighbours: function that returns the videos shown now; marksOf: what is marked in a video at first. */
+  constructor(dialog, neighbours, marksOf) {
     this.dialog = dialog;
     this.neighbours = neighbours;
+    this.marksOf = marksOf;
     this.player = null;
     dialog.addEventListener("close", () => this.stop());
     dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
@@ -29,10 +30,10 @@ class Viewer {
     if (place >= 0 && place < videos.length) this.open(videos[place]);
   }
 
-  open(video, marks = marked([])) {
+  open(video) {
     this.stop();
     this.video = video;
-    this.player = new Player(video, 480);
+    this.player = new Player(video, 800);
     const step = (text, by, title) => make("button", { type: "button", title, onclick: () => this.go(by) }, text);
     this.dialog.replaceChildren(
       make("header", {},
@@ -46,7 +47,7 @@ class Viewer {
       make("div", { class: "lists" }, this.errors(), this.objects(), this.predictions()),
     );
     if (!this.dialog.open) this.dialog.showModal();
-    this.player.mark(marks);
+    this.player.mark(this.marksOf(video));
     this.player.setInSight(true);
     this.player.play(true);
   }
