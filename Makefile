@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.locked
+DOCS_VENV := .venv-docs
 
-.PHONY: setup quickstart test test-fast lint wheel-check bench clean
+.PHONY: setup quickstart test test-fast lint docs wheel-check bench clean
 
 setup: $(STAMP)
 
@@ -32,6 +33,15 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Builds the pages in ./site; they are read without a network. They need an environment of their own, without PyTorch.
+docs: $(DOCS_VENV)/.locked
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH= $(DOCS_VENV)/bin/python -m mkdocs build --strict --quiet
+
+$(DOCS_VENV)/.locked: requirements-docs.lock
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --require-hashes -r requirements-docs.lock
+	touch $(DOCS_VENV)/.locked
+
 # Builds the wheel, installs it outside of this folder, and trains, predicts and scores there. The dependencies are those
 # of $(VENV); FULL=1 installs them, too.
 wheel-check: setup
@@ -41,4 +51,4 @@ bench: setup
 	$(BIN)/python tools/benchmark.py inference
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(DOCS_VENV) site build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -376,12 +376,12 @@ PMT: dict[str, Any] = {
             "INTERACTION_INDICES": [5, 11, 17, 23],  # blocks of the ViT whose outputs the decoder adds up
             "FROZEN_ENCODER": True,  # never train the ViT
             "EXTRA_BN": True,  # normalise these outputs over the batch
-            "DECODER_TYPE": "online",  # the only one here, as are the next six
-            "DECODER_PE": "rope",
-            "LATERAL_PROJECTION": "mlp",
-            "LEVEL_SCALERS": True,
-            "RESIDUAL_PATH": True,
-            "RESIDUAL_PROJECTION": True,
+            "DECODER_TYPE": "online",  # the only one here
+            "DECODER_PE": "rope",  # the only one here
+            "LATERAL_PROJECTION": "mlp",  # the only one here
+            "LEVEL_SCALERS": True,  # the only one here
+            "RESIDUAL_PATH": True,  # the only one here
+            "RESIDUAL_PROJECTION": True,  # the only one here
             "MASKED_ATTN_ENABLED": True,  # every published video model sets it False, and it must be
         }
     }

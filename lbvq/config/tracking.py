@@ -48,10 +48,10 @@ CTVIS: dict[str, Any] = {
     "MODEL": {
         "CLIP_NUM_FRAMES": 20,  # see unused.py
         "TRACKER": {
-            "TRACKER_NAME": "SimpleTracker",  # the only one, as are the next three
-            "MATCH_METRIC": "bisoftmax",
-            "MATCH_TYPE": "greedy",
-            "TEMPORAL_SCORE_TYPE": "mean",
+            "TRACKER_NAME": "SimpleTracker",  # the only one
+            "MATCH_METRIC": "bisoftmax",  # the only one
+            "MATCH_TYPE": "greedy",  # the only one
+            "TEMPORAL_SCORE_TYPE": "mean",  # the only one
             "INFERENCE_SELECT_THR": 0.01,  # class probability above which a query is a detection
             "INIT_SCORE_THR": 0.01,  # and above which it may begin a track
             "MASK_NMS_THR": 0.6,  # IoU above which the worse of two detections is dropped
