@@ -49,12 +49,14 @@ class VideoPredictor(Predictor):
         refiner: MaskRefiner | None = None,
         refine_threshold: float = 0.0,
     ) -> None:
-        """Args:
-        model: a built video model, or any function that takes [sample] and returns the output of a video.
-        resize, names, category_ids, half, is_trained: see `Predictor`.
-        bfloat16: compute products in bfloat16 where the model runs on a CPU.
-        refiner: refines the masks.
-        refine_threshold: objects with a lower score keep their masks.
+        """Take a built model and what belongs to it; `from_pretrained` builds them.
+
+        Args:
+            model: a built video model, or any function that takes [sample] and returns the output of a video.
+            resize, names, category_ids, half, is_trained: see `Predictor`.
+            bfloat16: compute products in bfloat16 where the model runs on a CPU.
+            refiner: refines the masks.
+            refine_threshold: objects with a lower score keep their masks.
         """
         require(model, "video")
         shared: dict[str, Any] = {"resize": resize, "names": names, "category_ids": category_ids, "half": half}

@@ -65,13 +65,15 @@ class VideoModel(nn.Module):
         run_chunk_size: int,
         feature_budget_mib: float,
     ) -> None:
-        """Args:
-        num_frames: T of a training clip.
-        size_divisibility: frames are padded to a multiple of this.
-        pixel_mean, pixel_std: per channel, 0..255.
-        num_predictions: most (object, class) pairs reported per video.
-        run_chunk_size: most frames encoded at once at test; results do not depend on it but for rounding.
-        feature_budget_mib: what is kept of encoded frames in memory, MiB; the rest goes to a temporary file.
+        """Take what is the same for every model.
+
+        Args:
+            num_frames: T of a training clip.
+            size_divisibility: frames are padded to a multiple of this.
+            pixel_mean, pixel_std: per channel, 0..255.
+            num_predictions: most (object, class) pairs reported per video.
+            run_chunk_size: most frames encoded at once at test; results do not depend on it but for rounding.
+            feature_budget_mib: what is kept of encoded frames in memory, MiB; the rest goes to a temporary file.
         """
         super().__init__()
         if run_chunk_size < 1:
@@ -239,13 +241,15 @@ class FrameSegmenter(VideoModel):
         match_frames: bool = False,
         **video_model: Any,
     ) -> None:
-        """Args:
-        backbone, sem_seg_head, criterion: the frame segmenter and its losses.
-        size_divisibility: frames are padded to a multiple of this; negative means what the backbone asks for.
-        compile_encoder: torch.compile the backbone, the pixel decoder and the frame decoder.
-        match_frames: at test, match the queries of frames as MinVIS does instead of what the method does; such a model
-            is run as `as_tested(model)`.
-        video_model: arguments of `VideoModel`.
+        """Take the three parts and what every model has.
+
+        Args:
+            backbone, sem_seg_head, criterion: the frame segmenter and its losses.
+            size_divisibility: frames are padded to a multiple of this; negative means what the backbone asks for.
+            compile_encoder: torch.compile the backbone, the pixel decoder and the frame decoder.
+            match_frames: at test, match the queries of frames as MinVIS does instead of what the method does; such a model
+                is run as `as_tested(model)`.
+            video_model: arguments of `VideoModel`.
         """
         divisibility = backbone.size_divisibility if size_divisibility < 0 else size_divisibility
         super().__init__(size_divisibility=divisibility, **video_model)
