@@ -78,7 +78,7 @@ class StreamPredictor(Predictor):
             model: a built video model, an online one or one with TEST.MATCH_FRAMES.
             resize, names, category_ids, half, is_trained: see `Predictor`.
             bfloat16: compute products in bfloat16 where the model runs on a CPU.
-            keep_masks: keep the masks of all tracked objects for `finish`. Any of them may be among the best in the end,
+            keep_masks: keep the masks of all tracked objects for `finish`. Any may be among the best in the end,
                 so all are encoded in every frame, which takes time: False is faster when only `step` matters.
         """
         shared: dict[str, Any] = {"resize": resize, "names": names, "category_ids": category_ids, "half": half}

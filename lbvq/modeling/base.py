@@ -247,8 +247,8 @@ class FrameSegmenter(VideoModel):
             backbone, sem_seg_head, criterion: the frame segmenter and its losses.
             size_divisibility: frames are padded to a multiple of this; negative means what the backbone asks for.
             compile_encoder: torch.compile the backbone, the pixel decoder and the frame decoder.
-            match_frames: at test, match the queries of frames as MinVIS does instead of what the method does; such a model
-                is run as `as_tested(model)`.
+            match_frames: at test, match the queries of frames as MinVIS does instead of what the method does; such a
+                model is run as `as_tested(model)`.
             video_model: arguments of `VideoModel`.
         """
         divisibility = backbone.size_divisibility if size_divisibility < 0 else size_divisibility
