@@ -45,6 +45,7 @@ def _module(name: str, summary: str) -> Callable[[argparse.ArgumentParser, Seque
 COMMANDS: dict[str, Callable[[argparse.ArgumentParser, Sequence[str]], int]] = {
     "predict": _module("predict", "Segment videos; write drawn videos, frames or results."),
     "stream": _module("live", "Segment a camera, an address or a video while it plays."),
+    "app": _module("app", "A page to drop videos on, on this computer: tracks, the drawn video, CVAT."),
     "convert": _module("convert", "Turn the labels of a labelling tool into a data folder."),
     "doctor": _module("doctor", "Say what is wrong with a data set, and what to do about it."),
     "extract-frames": _module("extract_frames", "Write frames of video files as images, with their numbers and times."),

@@ -141,7 +141,7 @@ def _run(args: argparse.Namespace, interrupts: Interrupts) -> int:
             prediction = segment(predictor, each)
             with interrupts.shielded():
                 shown = choose_objects(prediction, args.score_threshold, predictor.is_trained)
-                entries += _result_entries(shown, video_id, each.name)
+                entries += result_entries(shown, video_id, each.name)
                 done += 1
                 write_drawn(each, shown, paths, args, interrupts)
             each.close()
@@ -280,8 +280,12 @@ def write_drawn(
     paths: Sequence[Path],
     args: argparse.Namespace,
     interrupts: Interrupts,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> None:
-    """Draw the objects into the video once and write all outputs side by side; a signal ends them early, but whole."""
+    """Draw the objects into the video once and write all outputs side by side; a signal ends them early, but whole.
+
+    `progress` is called as progress("draw", done, total); when it raises, nothing is written.
+    """
     if not paths:
         return
     times = None if args.fps else uneven_times(frames.timestamps)
@@ -297,6 +301,8 @@ def write_drawn(
             for writer in writers:
                 writer.write(picture, None if times is None else float(times[t]))
                 writer.is_whole = t == len(frames) - 1
+            if progress is not None:
+                progress("draw", t + 1, len(frames))
             if interrupts.received:
                 break
     for path in paths:
@@ -321,7 +327,7 @@ def write_results(paths: Sequence[str], entries: Sequence[dict]) -> None:
         print(f"wrote {path}")
 
 
-def _result_entries(shown: VideoPrediction, video_id: int, file_name: str) -> list[dict]:
+def result_entries(shown: VideoPrediction, video_id: int, file_name: str) -> list[dict]:
     """Entries of a results file for the objects that are drawn, with their number and the name of their class."""
     entries = shown.to_json(video_id)
     for entry, item in zip(entries, shown, strict=True):

@@ -11,6 +11,7 @@ CHROMIUM = shutil.which("chromium")
 OPTIONS = (
     *("--no-sandbox", "--headless", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
+    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),  # a camera with a test picture
 )
 
 
