@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 # Options of `lbvq export` that belong to networks.
-NETWORK_OPTIONS = ("model", "weights", "format", "size", "opts")
+NETWORK_OPTIONS = ("model", "weights", "format", "size", "half", "int8", "calibrate", "opts")
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +21,15 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
         help="of frames as the network gets them (INPUT.MIN_SIZE_TEST), for a graph of this size alone (default: any)",
+    )
+    precision = group.add_mutually_exclusive_group()
+    precision.add_argument("--half", action="store_true", help="weights in 16 bit, and products where the CPU has them")
+    precision.add_argument("--int8", action="store_true", help="products with weights in 8 bit; needs --calibrate")
+    group.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="DATA",
+        help="of --int8: a video, a folder of frames, or a data folder like what the network will see",
     )
     group.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="configuration")
 
@@ -36,7 +46,16 @@ def export_network(args: argparse.Namespace) -> int:
     parts = Predictor.parts(load_config(args.model, ["MODEL.DEVICE", "cpu", *args.opts]), args.weights)
     size = None if args.size is None else (args.size[0], args.size[1])
     classes = {name: parts[name] for name in ("names", "category_ids")}
-    folder = export_model(parts["model"], args.out, format=args.format, size=size, **classes)
+    precision = "half" if args.half else "int8" if args.int8 else "float32"
+    folder = export_model(
+        parts["model"],
+        args.out,
+        format=args.format,
+        size=size,
+        precision=precision,
+        calibrate=args.calibrate,
+        **classes,
+    )
     megabytes = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
     print(f"wrote {folder}: {megabytes:.1f} MB")
     return 0

@@ -5,17 +5,19 @@ PyTorch's exporter on `torch.export` (`dynamo=True`) reads the program; the olde
 
 from __future__ import annotations
 
+import importlib.util
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from lbvq.inference.exported.listing import GraphList
 from lbvq.modeling.graphs import Graph
 from mask2former.modeling.deform_attn import MSDeformAttn
 
@@ -24,18 +26,27 @@ MAX_FRAMES = 4096  # in a batch; an upper limit is all that the exporter wants t
 LARGE_GRAPH = 1_900_000_000  # bytes of weights; a file of ONNX holds 2 GB, weights of larger graphs lie beside it
 
 
-def write_openvino(graph: Graph, path: Path, *, any_size: bool) -> None:
-    """Write a graph as OpenVINO's .xml file with a .bin file of weights beside it; see `write_onnx`."""
-    try:
-        import openvino
-    except ImportError as error:
-        raise ImportError(
-            f'a graph for OpenVINO is written by openvino: pip install "lbvq[openvino]" ({error}).'
-        ) from error
-    with tempfile.TemporaryDirectory() as folder:
-        between = Path(folder) / "graph.onnx"
-        write_onnx(graph, between, any_size=any_size)
-        openvino.save_model(openvino.convert_model(between), path, compress_to_fp16=False)
+def check_extras(format: str, precision: str) -> None:
+    """Raise ImportError, which names the extra, when a package is missing that writes such graphs."""
+    wanted = ["onnx", "onnxscript", *["openvino"] * (format == "openvino")]
+    wanted += ["onnxruntime"] * (precision == "int8" or (format, precision) == ("onnx", "half"))
+    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
+    if missing:
+        extras = "onnx,openvino" if format == "openvino" else "onnx"
+        raise ImportError(f'these graphs are written by {" and ".join(missing)}: pip install "lbvq[{extras}]".')
+
+
+def as_openvino(folder: Path, listed: GraphList, *, half: bool) -> GraphList:
+    """Turn the ONNX files of a folder into OpenVINO's .xml files, each with a .bin file of weights, half or not."""
+    import openvino
+
+    files = {}
+    for name, file in listed.files.items():
+        files[name] = f"{name}.xml"
+        openvino.save_model(openvino.convert_model(folder / file), folder / files[name], compress_to_fp16=half)
+        for written in folder.glob(f"{file}*"):  # weights of large graphs lie beside it
+            written.unlink()
+    return replace(listed, format="openvino", files=files)
 
 
 def write_onnx(graph: Graph, path: Path, *, any_size: bool) -> None:
@@ -46,11 +57,6 @@ def write_onnx(graph: Graph, path: Path, *, any_size: bool) -> None:
         path: of the file.
         any_size: leave height and width open, besides the number of frames.
     """
-    try:
-        import onnx  # noqa: F401  used by the exporter
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f'a graph is written by onnx and onnxscript: pip install "lbvq[onnx]" ({error}).') from error
     names, examples = list(graph.inputs), tuple(graph.inputs.values())
     with torch.no_grad(), _exportable(graph.module), _quiet():
         outputs = list(graph.module(*examples))
