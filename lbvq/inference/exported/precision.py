@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,17 +40,23 @@ def quantize(path: Path, inputs: Iterable[Arrays]) -> None:
     """Bring the products with weights of an ONNX file to int8, by the ranges that inputs of it lead to."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-    quantize_static(
-        path,
-        path,
-        _Reader(inputs),
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=list(INT8_OPERATORS),
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        extra_options={"MatMulConstBOnly": True},
-    )
+    logger = logging.getLogger()  # the tool advises to optimise graphs before, which the exporter has done
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        quantize_static(
+            path,
+            path,
+            _Reader(inputs),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(INT8_OPERATORS),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            extra_options={"MatMulConstBOnly": True},
+        )
+    finally:
+        logger.setLevel(level)
 
 
 class _Reader:
