@@ -1,11 +1,12 @@
 # Every target sets itself up: it needs only Python 3.10 or newer, pip, and a package index.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
+COMMANDS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
+BIN := $(VENV)/$(COMMANDS)
 STAMP := $(VENV)/.locked
 DOCS_VENV := .venv-docs
 
-.PHONY: setup quickstart test test-fast lint docs wheel-check bench clean
+.PHONY: setup quickstart test test-fast lint docs wheel-check smoke bench clean
 
 setup: $(STAMP)
 
@@ -35,11 +36,11 @@ lint: setup
 
 # Builds the pages in ./site; they are read without a network. They need an environment of their own, without PyTorch.
 docs: $(DOCS_VENV)/.locked
-	NO_MKDOCS_2_WARNING=1 PYTHONPATH= $(DOCS_VENV)/bin/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH= $(DOCS_VENV)/$(COMMANDS)/python -m mkdocs build --strict --quiet
 
 $(DOCS_VENV)/.locked: requirements-docs.lock
 	$(PYTHON) -m venv $(DOCS_VENV)
-	$(DOCS_VENV)/bin/python -m pip install --quiet --require-hashes -r requirements-docs.lock
+	$(DOCS_VENV)/$(COMMANDS)/python -m pip install --quiet --require-hashes -r requirements-docs.lock
 	touch $(DOCS_VENV)/.locked
 
 # Builds the wheel, installs it outside of this folder, and trains, predicts and scores there. The dependencies are those
@@ -47,8 +48,16 @@ $(DOCS_VENV)/.locked: requirements-docs.lock
 wheel-check: setup
 	$(BIN)/python tools/wheel_check.py $(if $(FULL),--with-dependencies)
 
+# Two steps of training and an evaluation on a device: DEVICE=cuda, or DEVICE=mps; in ./smoke.
+DEVICE ?= cpu
+smoke: setup
+	$(BIN)/python datasets/make_synthetic.py --root smoke --num-train 12 --num-val 1
+	DETECTRON2_DATASETS=smoke PYTORCH_ENABLE_MPS_FALLBACK=1 $(BIN)/python train_net.py --overwrite \
+		--config-file configs/synthetic/minvis_R18_tiny.yaml MODEL.DEVICE $(DEVICE) OUTPUT_DIR smoke/run SOLVER.MAX_ITER 2 \
+		SOLVER.STEPS "()" SOLVER.WARMUP_ITERS 0 SOLVER.IMS_PER_BATCH 2 DATALOADER.NUM_WORKERS 0
+
 bench: setup
 	$(BIN)/python tools/benchmark.py inference
 
 clean:
-	rm -rf $(VENV) $(DOCS_VENV) site build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(DOCS_VENV) site smoke build *.egg-info .pytest_cache .ruff_cache .mypy_cache
