@@ -65,7 +65,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="print J and F of DAVIS, and write them for every object; decodes every mask, which takes long",
     )
-    parser.add_argument("--report", type=Path, metavar="DIR", help="write tables, curves and pictures")
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="write a page to look at, tables, curves and pictures"
+    )
     parser.add_argument(
         "--frames", type=Path, metavar="DIR", help="the videos' frames: draw the worst tubes, measure camera motion"
     )

@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME", help="its configuration (default: config.yaml beside the weights)")
     parser.add_argument("--part", choices=("dev", "train", "all"), default="dev", help="of the data (default dev)")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: eval beside the weights")
+    parser.add_argument("--report", metavar="FOLDER", help="write a report of the scores, with a page to look at")
     parser.add_argument("--num-gpus", type=int, default=1, help="processes (default 1)")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="of the configuration")
 
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     options += ["OUTPUT_DIR", str(output), *([] if _has_gpu() else ["MODEL.DEVICE", "cpu"]), *args.settings]
     arguments = default_argument_parser().parse_args(["--config-file", config, "--eval-only"])
     arguments.opts, arguments.data, arguments.num_gpus = options, [], args.num_gpus
+    arguments.report = args.report
     start(arguments)
     print(f"{file}: results and scores are in {output / 'inference'}")
     return 0

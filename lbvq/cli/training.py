@@ -79,7 +79,9 @@ class Trainer(DefaultTrainer):
         """Writes results.json, and computes AP when the annotations of the data set are there."""
         folder = Path(cfg.OUTPUT_DIR) / "inference"
         folder = folder if len(cfg.DATASETS.TEST) == 1 else folder / dataset_name
-        options = {"open_vocabulary": is_open_vocabulary(cfg), "analysis": cfg.TEST.ANALYSIS}
+        report = Path(cfg.TEST.REPORT) if cfg.TEST.REPORT else None
+        report = report / dataset_name if report and len(cfg.DATASETS.TEST) > 1 else report
+        options = {"open_vocabulary": is_open_vocabulary(cfg), "analysis": cfg.TEST.ANALYSIS, "report": report}
         return build_evaluator(cfg, dataset_name, folder, **options)
 
     @classmethod
@@ -126,7 +128,9 @@ def is_open_vocabulary(cfg: CfgNode) -> bool:
 
 def build_cfg(args: argparse.Namespace) -> CfgNode:
     """Defaults, then the YAML file, then the command line."""
-    cfg = load_config(args.config_file, [*data_options(getattr(args, "data", ())), *args.opts])
+    report = getattr(args, "report", None)
+    options = [*data_options(getattr(args, "data", ())), *args.opts, *(["TEST.REPORT", report] if report else [])]
+    cfg = load_config(args.config_file, options)
     cfg.freeze()
     return cfg
 

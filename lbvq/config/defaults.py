@@ -118,6 +118,7 @@ TEST: dict[str, Any] = {
     "DETECTIONS_PER_IMAGE": 100,  # most objects reported per image or video
     "MATCH_FRAMES": False,  # (ours) MinVIS' inference with any method: match frame queries, leave the clip module out
     "ANALYSIS": True,  # (ours) print where AP is lost after the scores of videos, and write analysis.json beside them
+    "REPORT": "",  # (ours) folder of a report of the scores of videos, with a page to look at; "": none
     "FEATURE_BUDGET_MB": 512,  # (ours) mask features of a video held in memory before spilling to disk, MiB
     "AMP": {
         "ENABLED": True,  # (ours) float16 at test time on CUDA, as the published scripts do; of no effect on the CPU

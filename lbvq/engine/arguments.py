@@ -17,6 +17,9 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
     )
     parser.add_argument("--overwrite", action="store_true", help="begin anew where OUTPUT_DIR holds a training")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
+    parser.add_argument(
+        "--report", metavar="FOLDER", help="write a report of the scores of videos, with a page to look at"
+    )
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on each machine (GPUs, or parts of a CPU)")
     parser.add_argument("--num-machines", type=int, default=1, help="machines of the run")
     parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")

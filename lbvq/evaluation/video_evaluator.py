@@ -11,11 +11,13 @@ from typing import Any
 from lbvq.data.catalog import MetadataCatalog
 from lbvq.engine import comm
 from lbvq.evaluation.analysis import Analysis
+from lbvq.evaluation.annotations import GroundTruth
 from lbvq.evaluation.base import DatasetEvaluator, Results
 from lbvq.evaluation.class_ids import ClassIds
+from lbvq.evaluation.report import write_report
 from lbvq.evaluation.result_files import ResultParts
 from lbvq.evaluation.tables import format_results
-from lbvq.evaluation.video_metrics import VideoScorer, read_ground_truth
+from lbvq.evaluation.video_metrics import Scores, VideoScorer, read_ground_truth
 from lbvq.files.class_list import ClassList
 from lbvq.files.json_files import to_json
 from lbvq.files.mask_file import read_mask_file
@@ -40,6 +42,7 @@ class VideoInstanceEvaluator(DatasetEvaluator):
         metric: str = "ytvis",
         classes: ClassList | None = None,
         analysis: bool = False,
+        report: str | Path | None = None,
         **options: Any,
     ) -> None:
         """Prepare; annotations are read when the first prediction arrives.
@@ -50,6 +53,7 @@ class VideoInstanceEvaluator(DatasetEvaluator):
             metric: one of `video_metrics.VIDEO_METRICS`.
             classes: of the model; None takes its class indices for those of the data set.
             analysis: tell where AP is lost, too, and write analysis.json.
+            report: folder of a report, see `write_report`; None writes none.
             options: `reference`, `base_novel` and `long_videos` of `VideoScorer`.
         """
         self._metadata = MetadataCatalog.get(dataset_name)
@@ -57,6 +61,7 @@ class VideoInstanceEvaluator(DatasetEvaluator):
         self._options = options
         self._classes = classes
         self._analysis = analysis
+        self._report = report
         self._ids: ClassIds | None = None
         self._parts = ResultParts(output_dir)
         self._scorer: VideoScorer | None = None
@@ -157,4 +162,13 @@ class VideoInstanceEvaluator(DatasetEvaluator):
             logger.info("%s", analysis.summary())
             content = analysis.to_dict(self._metadata.get("image_root"))
             write_text(path.with_name("analysis.json"), to_json(content) + "\n")
+        if self._report is not None:
+            self._write_report(self._report, self._scorer.ground_truth, scores, path)
         return scores.tables
+
+    def _write_report(self, folder: str | Path, truth: GroundTruth, scores: Scores, path: Path) -> None:
+        about = {"results": path, "ground truth": self._metadata.json_file, "metric": self._metric, **self._options}
+        about = {key: str(value) for key, value in about.items() if value is not None}
+        frames = self._metadata.get("image_root")
+        page = write_report(folder, scores, truth, read_mask_file(path), frames=frames, about=about)
+        logger.info("Report written to %s", page)

@@ -115,6 +115,19 @@ def test_what_the_score_lacks_is_told_beside_it(metric, tmp_path, caplog):
     assert f"Where AP is lost ({written['AP']:.3f};" in caplog.text
 
 
+@pytest.mark.parametrize("metric", ["ytvis", "hq_ytvis"])
+def test_an_evaluation_writes_a_report_where_one_is_wanted(metric, tmp_path):
+    masks = squares()
+    name = register(tmp_path, annotations_of(masks, [0, 1, 1], 5), evaluator_type=metric)
+    cfg = get_cfg()
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(CATEGORIES)
+    evaluator = build_evaluator(cfg, name, tmp_path / "out", report=tmp_path / "report")
+    results = run(evaluator, {5: output(masks, [0.9, 0.8, 0.7], [1, 0, 0])})
+    written = json.loads((tmp_path / "report" / "analysis.json").read_text())
+    assert written["AP"] == pytest.approx(results["segm"]["AP"])
+    assert "Evaluation report" in (tmp_path / "report" / "index.html").read_text()
+
+
 @pytest.mark.parametrize("as_tubes", [False, True])
 @pytest.mark.parametrize("metric", ["ytvis", "ovis", "hq_ytvis"])
 def test_predictions_equal_to_the_annotations_score_100(metric, as_tubes, tmp_path):
