@@ -43,7 +43,9 @@ def export_network(args: argparse.Namespace) -> int:
     from lbvq.inference.exported.folder import export_model
     from lbvq.zoo import load_config
 
-    parts = Predictor.parts(load_config(args.model, ["MODEL.DEVICE", "cpu", *args.opts]), args.weights)
+    parts = Predictor.parts(
+        load_config(args.model, ["MODEL.DEVICE", "cpu", "MODEL.COMPILE", False, *args.opts]), args.weights
+    )
     size = None if args.size is None else (args.size[0], args.size[1])
     classes = {name: parts[name] for name in ("names", "category_ids")}
     precision = "half" if args.half else "int8" if args.int8 else "float32"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import copy
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,8 @@ def test_an_exported_network_is_neither_trained_nor_saved_again(minvis, tmp_path
     model = VideoPredictor.from_pretrained(folder).model
     with pytest.raises(ValueError, match="copy the folder"):
         model.save_pretrained(tmp_path / "again")
+    with pytest.raises(ValueError, match="runs exported graphs already"):
+        export_model(model, tmp_path / "again", format="onnx")
     with pytest.raises(ValueError, match="cannot be trained"):
         model.train()([{}])
 
@@ -296,6 +299,14 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_written(minvis,
     with pytest.raises(error, match=message):
         export_model(minvis[0], tmp_path / "new", **{"format": "onnx", **settings})
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("package, extra", [("onnxscript", "onnx"), ("openvino", "onnx,openvino")])
+def test_a_package_that_writes_graphs_is_named_with_its_extra(minvis, package, extra, tmp_path, monkeypatch):
+    original = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == package else original(name, *a))
+    with pytest.raises(ImportError, match=rf'written by {package}: pip install "lbvq\[{extra}\]"'):
+        export_model(minvis[0], tmp_path / "new", format=extra.rpartition(",")[2])
 
 
 def test_an_export_replaces_nothing(minvis):

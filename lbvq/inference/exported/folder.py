@@ -62,6 +62,8 @@ def export_model(
     if folder.exists():
         raise FileExistsError(f"{folder} exists already; choose another folder.")
     require(model, "export")
+    if model.exported:
+        raise ValueError("this model runs exported graphs already; export the model that they were made from.")
     check_extras(format, precision)
     with atomic_path(folder) as part:
         part.mkdir()
