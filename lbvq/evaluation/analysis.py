@@ -141,7 +141,8 @@ class Analysis:
         """One row per group of videos, counted as if there were no others."""
         judged = self.diagnosis.judged
         videos = np.array(sorted(self.ground_truth.videos), np.int64)
-        weights = np.array([np.isin(videos, list(own)) for own in groups.values()], np.int32).reshape(-1, len(videos))
+        weights = np.array([np.isin(videos, list(own)) for own in groups.values()], np.int32)
+        weights = weights.reshape(len(groups), len(videos))
         scores = summaries(judged, weighted_ap(judged, videos, weights))
         rows = []
         for place, (name, own) in enumerate(groups.items()):

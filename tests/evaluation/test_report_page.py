@@ -67,6 +67,18 @@ def test_groups_name_their_videos(data):
     assert data["sets"]["APs"] == [1, 2, 3, 4, 5, 6] and data["sets"]["APl"] == []
 
 
+@pytest.mark.parametrize(
+    "truth", [{"videos": [], "categories": []}, {"videos": [{"id": 1}], "categories": [{"id": 1}]}]
+)
+def test_a_report_of_nothing_has_a_page(truth, tmp_path):
+    (tmp_path / "gt.json").write_text(json.dumps({**truth, "annotations": []}))
+    (tmp_path / "dt.json").write_text("[]")
+    options = ("--metric", "ytvis", "--report", tmp_path / "report")
+    assert run_tool("eval_json", tmp_path / "dt.json", "--gt", tmp_path / "gt.json", *options) == 0
+    data = data_of((tmp_path / "report" / "index.html").read_text())
+    assert data["analysis"]["AP"] is None and len(data["videos"]) == len(truth["videos"])
+
+
 def test_no_name_becomes_markup_and_no_address_is_left(folder, data):
     page = (folder / "index.html").read_text(encoding="utf-8")
     assert "<img" not in page and page.count("<script") == page.count("</script>") == 2
