@@ -13,6 +13,8 @@ setup: $(STAMP)
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed, this is ' + sys.version + '; set PYTHON=...')"
 	$(PYTHON) -m venv $(VENV)
+	@echo "Fetching what requirements.lock pins: on Linux about 5 GB, most of it PyTorch's libraries for CUDA."
+	@echo "INSTALL.md says how to take the small build for CPUs instead."
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .

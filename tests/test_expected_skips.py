@@ -51,7 +51,8 @@ def test_a_file_that_is_skipped_for_no_listed_reason_is_an_error(tmp_path):
     [
         ("Skipped: needs a CUDA device", True),
         ("needs a CUDA device and time", False),
-        ("could not import 'submitit': No module named 'submitit'", True),
+        ("could not import 'triton': No module named 'triton'", True),
+        ("could not import 'submitit': No module named 'submitit'", False),
         ("could not import 'timm': No module named 'timm'", False),
         ("", False),
     ],

@@ -76,7 +76,7 @@ def check(command: str) -> None:
     elif program == "python" and words[0].endswith(".py"):
         check_script(words)
     else:
-        assert program in OTHERS or words[:2] == ["-m", "venv"], f"what is {command!r}?"
+        assert program in OTHERS or words[:2] in (["-m", "venv"], ["-m", "pytest"]), f"what is {command!r}?"
 
 
 def check_lbvq(words: list[str]) -> None:

@@ -183,6 +183,25 @@ def test_wandb_gets_steps_in_order_and_a_resumed_run_goes_on(tmp_path, monkeypat
     assert [run["id"] for run in started] == [None, "abc"]
 
 
+@pytest.mark.slow
+def test_wandb_itself_keeps_a_run_without_a_network(tmp_path, monkeypatch):
+    """The package in its offline mode: a run with our numbers is on the disk, and a resumed one has the same id."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    ids = []
+    for iteration in (3, 7):
+        with EventStorage(iteration) as storage:
+            writer = WandbWriter("project", tmp_path, {"SEED": 1})
+            storage.put_scalar("loss_of_masks", 2.5)
+            writer.write()
+            ids.append(writer._run.id)
+            writer.close()
+    assert ids[0] == ids[1] == (tmp_path / "wandb_run_id").read_text().strip()
+    kept = b"".join(path.read_bytes() for path in tmp_path.glob(f"wandb/offline-run-*-{ids[0]}/*.wandb"))
+    assert b"loss_of_masks" in kept and b"SEED" in kept
+
+
 def test_missing_wandb_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError, match=r"lbvq\[wandb\]"):

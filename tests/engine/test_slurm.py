@@ -30,6 +30,7 @@ def test_missing_package_names_the_extra(monkeypatch, tmp_path):
         slurm.submit(distributed_workers.slurm_main, argparse.Namespace(), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_preempted_job_saves_stops_and_is_requeued_with_resume(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
