@@ -69,7 +69,7 @@ function showModel() {
 }
 
 function megabytes(bytes) {
-  return `${Number((bytes / 2 ** 20).toFixed(1))} MB`;
+  return bytes < 2 ** 19 ? `${Math.ceil(bytes / 1024)} kB` : `${Number((bytes / 2 ** 20).toFixed(1))} MB`;
 }
 
 // -- a video from a file or the camera
