@@ -247,8 +247,8 @@ function showResult(job, part) {
   const { result } = job;
   const count = result.tracks.length;
   const best = count || !result.num_found ? "" : `; the best score is ${result.best.toFixed(2)}`;
-  part("text").textContent = `${count} ${count === 1 ? "object" : "objects"} of ${result.num_found} found`
-    + ` with the least score${best}. ${result.frames} frames of ${result.width} x ${result.height},`
+  part("text").textContent = `${count} of ${result.num_found} objects reach the least score${best}.`
+    + ` ${result.frames} frames of ${result.width} x ${result.height},`
     + ` ${result.seconds.toFixed(2)} s.`;
   part("notes").replaceChildren(...result.notes.map((note) => element("li", note)));
   part("notes").hidden = !result.notes.length;
