@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from lbvq.app.server import AppServer
 
 EXAMPLES = """examples:
-  lbvq app                                     then open http://127.0.0.1:8000; Ctrl-C ends it
-  lbvq app --weights runs/pets/model_best.pth  with a model of one's own as the first choice
-  lbvq app --max-seconds 20 --max-mb 50        smaller videos only
+  lbvq app                                        then open http://127.0.0.1:8000; Ctrl-C ends it
+  lbvq app --weights runs/pets/model_best.pth     with a model of your own as the first choice
+  lbvq app --max-seconds 20 --max-mb 50           smaller videos only
 
 Only this computer can use the page unless --host says otherwise. Videos and results are deleted when the command ends.
 """
