@@ -16,6 +16,8 @@ from lbvq.data.categories import category_table
 from lbvq.data.coco import load_coco_json, load_lvis_json
 from lbvq.data.synthetic import SyntheticSettings, write_dataset
 
+BY_PATH = "shapes"  # a data set that a command registers
+
 
 @pytest.fixture
 def run_script(monkeypatch, tmp_path):
@@ -99,6 +101,10 @@ def test_the_synthetic_data_set_is_written_where_it_is_registered(run_script, ca
 def synthetic(tmp_path):
     settings = SyntheticSettings.scaled(0.5, height=48, width=64, num_frames=3)
     write_dataset(tmp_path, num_train=2, num_val=0, settings=settings)
+    yield
+    if BY_PATH in DatasetCatalog:
+        DatasetCatalog.remove(BY_PATH)
+        MetadataCatalog.remove(BY_PATH)
 
 
 @pytest.mark.parametrize("by_path", [False, True])
@@ -106,7 +112,7 @@ def test_what_the_loader_yields_is_drawn(run_script, synthetic, tmp_path, capsys
     options = ["INPUT.MIN_SIZE_TRAIN", "(48,)", "DATALOADER.NUM_WORKERS", "0", "INPUT.RANDOM_FLIP", "none"]
     output = tmp_path / "pictures"
     files = MetadataCatalog.get("synthetic_train")
-    data = ["--data", f"shapes={files.json_file}:{files.image_root}"] if by_path else ["--dataset", "synthetic_train"]
+    data = ["--data", f"{BY_PATH}={files.json_file}:{files.image_root}"] if by_path else ["--dataset", "synthetic_train"]
     arguments = [*data, "--num", 3, "--output", output]
     run_script("tools/view_dataset.py", *arguments, *options)
     pictures = sorted(output.glob("*.png"))
