@@ -112,7 +112,9 @@ def test_what_the_loader_yields_is_drawn(run_script, synthetic, tmp_path, capsys
     options = ["INPUT.MIN_SIZE_TRAIN", "(48,)", "DATALOADER.NUM_WORKERS", "0", "INPUT.RANDOM_FLIP", "none"]
     output = tmp_path / "pictures"
     files = MetadataCatalog.get("synthetic_train")
-    data = ["--data", f"{BY_PATH}={files.json_file}:{files.image_root}"] if by_path else ["--dataset", "synthetic_train"]
+    data = (
+        ["--data", f"{BY_PATH}={files.json_file}:{files.image_root}"] if by_path else ["--dataset", "synthetic_train"]
+    )
     arguments = [*data, "--num", 3, "--output", output]
     run_script("tools/view_dataset.py", *arguments, *options)
     pictures = sorted(output.glob("*.png"))
