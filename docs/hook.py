@@ -37,15 +37,15 @@ _FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pages that are made, and the picture of the README."""
+    """Add the pages that are made, and the pictures of the README."""
     from mkdocs.structure.files import File
 
     made = {page: (ROOT / source).read_text(encoding="utf-8") for source, page in PAGES.items()}
     made |= {"models.md": models_page(), "configuration.md": configuration_page()}
     for name, text in made.items():
         files.append(File.generated(config, name, content=text))
-    picture = "demo/synthetic.jpg"
-    files.append(File.generated(config, picture, abs_src_path=str(ROOT / picture)))
+    for picture in sorted((ROOT / "demo").glob("*.jpg")):
+        files.append(File.generated(config, f"demo/{picture.name}", abs_src_path=str(picture)))
     return files
 
 
