@@ -153,7 +153,8 @@ def test_a_cut_off_file_is_refused_or_read_as_far_as_possible(tmp_path, caplog, 
     path = write(tmp_path / name, noise_frames(40), codec, options=options)
     whole = list(read_video(path))
     data = path.read_bytes()
-    path.write_bytes(data[: len(data) * 6 // 10])
+    cut = len(data) * 6 // 10
+    path.write_bytes(data[: cut + (cut % 188 == 0)])  # a transport stream ends with a whole packet, or is cut off
     video = read_video(path)
     with pytest.raises(VideoError, match=r"cut off: .* after \d+ readable frames; .*allow_truncated"):
         len(video)
