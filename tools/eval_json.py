@@ -113,8 +113,8 @@ def score_videos(args: argparse.Namespace) -> dict[str, Any]:
     ours, published = (metric_settings(args.metric, reference=each)["segm"] for each in (args.reference, True))
     if ours.crowd_is_ignored != published.crowd_is_ignored and any(track.is_crowd for track in ground_truth.tracks):
         print("Note: the ground truth has crowd tracks, which the published evaluator counts; see --reference.")
-    if args.analysis:
-        analysis = Analysis(ground_truth, predictions, scores.main.settings)
+    analysis = Analysis(ground_truth, predictions, scores.main.settings) if args.analysis or args.report else None
+    if analysis and args.analysis:
         print(analysis.summary())
         if args.analysis is not True:
             write_text(args.analysis, to_json(analysis.to_dict(args.frames)) + "\n")
@@ -128,7 +128,9 @@ def score_videos(args: argparse.Namespace) -> dict[str, Any]:
 
         about = {"results": args.results, "ground truth": args.gt, "metric": args.metric, "reference": args.reference}
         about = {key: str(value) for key, value in about.items()}
-        page = write_report(args.report, scores, ground_truth, predictions, frames=args.frames, about=about)
+        page = write_report(
+            args.report, scores, ground_truth, predictions, frames=args.frames, about=about, analysis=analysis
+        )
         print(f"Report written to {page}")
     return scores.tables
 

@@ -47,6 +47,7 @@ def write_report(
     *,
     frames: str | Path | None = None,
     about: Mapping[str, Any] | None = None,
+    analysis: Analysis | None = None,
 ) -> Path:
     """Write everything into `folder` and return the page to open first, index.html.
 
@@ -57,11 +58,12 @@ def write_report(
         predictions: the scored results.
         frames: folder to which `file_names` of the videos are relative; without it no tubes are drawn.
         about: what was evaluated, for the top of the page.
+        analysis: of these predictions, where there is one already; much of it is computed once.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     task = "segm" if "segm" in scores.results else next(iter(scores.results))
-    analysis = Analysis(ground_truth, predictions, scores.main.settings)
+    analysis = analysis or Analysis(ground_truth, predictions, scores.main.settings)
     content = analysis.to_dict(frames)
     write_text(folder / "analysis.json", to_json(content) + "\n")
     about = {**(about or {}), "videos": len(ground_truth.videos), "tracks": len(ground_truth.tracks)}

@@ -11,7 +11,6 @@ from typing import Any
 from lbvq.data.catalog import MetadataCatalog
 from lbvq.engine import comm
 from lbvq.evaluation.analysis import Analysis
-from lbvq.evaluation.annotations import GroundTruth
 from lbvq.evaluation.base import DatasetEvaluator, Results
 from lbvq.evaluation.class_ids import ClassIds
 from lbvq.evaluation.report import write_report
@@ -20,7 +19,7 @@ from lbvq.evaluation.tables import format_results
 from lbvq.evaluation.video_metrics import Scores, VideoScorer, read_ground_truth
 from lbvq.files.class_list import ClassList
 from lbvq.files.json_files import to_json
-from lbvq.files.mask_file import read_mask_file
+from lbvq.files.mask_file import MaskFile, read_mask_file
 from lbvq.files.writing import write_text
 from lbvq.masks.rle import to_rle
 from lbvq.masks.tubes import MaskTubes
@@ -157,18 +156,23 @@ class VideoInstanceEvaluator(DatasetEvaluator):
             self._scorer.merge(state)
         scores = self._scorer.compute()
         logger.info("%s", format_results(scores.tables))
-        if self._analysis:
-            analysis = Analysis(self._scorer.ground_truth, read_mask_file(path), scores.main.settings)
-            logger.info("%s", analysis.summary())
-            content = analysis.to_dict(self._metadata.get("image_root"))
-            write_text(path.with_name("analysis.json"), to_json(content) + "\n")
-        if self._report is not None:
-            self._write_report(self._report, self._scorer.ground_truth, scores, path)
+        if self._analysis or self._report is not None:
+            predictions = read_mask_file(path)
+            analysis = Analysis(self._scorer.ground_truth, predictions, scores.main.settings)
+            if self._analysis:
+                logger.info("%s", analysis.summary())
+                content = analysis.to_dict(self._metadata.get("image_root"))
+                write_text(path.with_name("analysis.json"), to_json(content) + "\n")
+            if self._report is not None:
+                self._write_report(self._report, scores, predictions, analysis, path)
         return scores.tables
 
-    def _write_report(self, folder: str | Path, truth: GroundTruth, scores: Scores, path: Path) -> None:
+    def _write_report(
+        self, folder: str | Path, scores: Scores, predictions: MaskFile, analysis: Analysis, path: Path
+    ) -> None:
         about = {"results": path, "ground truth": self._metadata.json_file, "metric": self._metric, **self._options}
         about = {key: str(value) for key, value in about.items() if value is not None}
         frames = self._metadata.get("image_root")
-        page = write_report(folder, scores, truth, read_mask_file(path), frames=frames, about=about)
+        truth = analysis.ground_truth
+        page = write_report(folder, scores, truth, predictions, frames=frames, about=about, analysis=analysis)
         logger.info("Report written to %s", page)
