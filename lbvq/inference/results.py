@@ -12,7 +12,7 @@ import numpy as np
 from lbvq.files import rules
 from lbvq.files.json_files import read_json
 from lbvq.files.writing import write_text
-from lbvq.inference.adapters import coco_video, csv_text, to_supervision
+from lbvq.inference.adapters import class_name, coco_video, csv_text, to_supervision
 from lbvq.masks import rle
 from lbvq.masks.shapes import boxes_of, polygons_of
 from lbvq.masks.tubes import MaskTubes
@@ -278,7 +278,7 @@ class VideoPrediction:
 
 
 def _caption(number: int, label: int, score: float, names: Sequence[str] | None) -> str:
-    return f"{number} {names[label] if names else f'class {label}'} {score:.2f}"
+    return f"{number} {class_name(label, names)} {score:.2f}"
 
 
 def _column(values: Any, length: int, what: str, kinds: str) -> np.ndarray:
