@@ -12,7 +12,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from app_client import LIMITS, Client, arguments_of, red_green_server, red_green_video, video_bytes
+from app_client import Client, arguments_of, red_green_video
 from helpers import ROOT
 from PIL import Image
 
@@ -24,17 +24,6 @@ from lbvq.masks.rle import decode
 from lbvq.video.reader import read_video
 
 HOSTILE = "../../\u732b\"'<img src=x onerror=alert(1)>\n.mp4"
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> bytes:
-    return video_bytes(tmp_path_factory.mktemp("clip"))
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory):
-    with red_green_server(tmp_path_factory.mktemp("model"), limits=LIMITS) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

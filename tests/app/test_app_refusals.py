@@ -8,23 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from app_client import LIMITS, Client, red_green_server, video_bytes
+from app_client import LIMITS, Client, video_bytes
 from PIL import Image
 
 from lbvq.app import server as app_server
 from lbvq.app.limits import receive
 from lbvq.app.server import TOKEN_HEADER, host_names, is_local
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> bytes:
-    return video_bytes(tmp_path_factory.mktemp("clip"))
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory):
-    with red_green_server(tmp_path_factory.mktemp("model"), limits=LIMITS) as client:
-        yield client
 
 
 def only_page_files(client: Client, before: list[Path]) -> bool:
