@@ -109,6 +109,7 @@ OPTIONAL: dict[str, str | None] = {
     "pytest-timeout": None,
     "labelformat": "labelformat",
     "playwright": "playwright",
+    "scikit-image": None,  # trackeval wants it for J and F
     "hypothesis": None,
     "ruff": None,
     "mypy": None,
