@@ -21,9 +21,10 @@ $(STAMP): requirements.lock pyproject.toml
 	touch $(STAMP)
 
 # Trains a small LBVQ on synthetic videos on the CPU and evaluates it; everything goes to ./quickstart.
-# PRETRAINED=1 trains a small MinVIS from ImageNet weights instead, in ./quickstart_pretrained.
+# Its backbone starts from ImageNet (PRETRAINED=0: from scratch, which takes longer; in ./quickstart_from_scratch).
+PRETRAINED ?= 1
 quickstart: setup
-	$(BIN)/python tools/quickstart.py $(if $(PRETRAINED),--config-file configs/synthetic/minvis_lite0.yaml --folder quickstart_pretrained)
+	$(BIN)/python tools/quickstart.py $(if $(filter 0,$(PRETRAINED)),--from-scratch --folder quickstart_from_scratch)
 
 test: setup lint
 	$(BIN)/python -m pytest
