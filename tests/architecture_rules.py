@@ -102,6 +102,9 @@ OPTIONAL: dict[str, str | None] = {
     "onnxruntime": "onnxruntime",
     "onnxscript": "onnxscript",
     "openvino": "openvino",
+    "ipykernel": None,  # what notebooks run in
+    "nbclient": "nbclient",
+    "nbformat": "nbformat",
     "mkdocs": None,
     "mkdocs-material": None,
     "mkdocstrings": None,

@@ -28,7 +28,7 @@ DOCUMENTS = [
     *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
 ]
 BLOCK = re.compile(r"(<!-- not run: [^\n]+ -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-OTHERS = {"git", "ffmpeg", "cd", "."}  # programs of others, which are not asked
+OTHERS = {"git", "ffmpeg", "jupyter", "cd", "."}  # programs of others, which are not asked
 EXTRAS = set(re.findall(r"^([\w-]+) = \[", (ROOT / "pyproject.toml").read_text().partition("optional-dep")[2], re.M))
 TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
