@@ -9,8 +9,10 @@ import pytest
 import torch
 from frame_models import SMALL, frame_instances, sharp_model
 from golden_fill import frames
-from video_models import LazyFrames, load_cfg, small_cfg
+from helpers import CONFIGS
+from video_models import LazyFrames, small_cfg
 
+from lbvq.config import get_cfg
 from lbvq.masks.tubes import MaskTubes
 from lbvq.modeling.online.frame_matching import MatchedFrames, as_tested, online_form
 from mask2former.registry import build_model
@@ -284,9 +286,13 @@ def test_an_offline_method_has_no_online_form_and_says_what_to_do():
         online_form(build_model(small_cfg()))
 
 
-def test_the_small_configurations_see_as_many_frames_per_step_as_lbvqs():
-    minvis, visage = load_cfg(FILES["minvis"]), load_cfg(FILES["visage"])
-    lbvq = load_cfg("synthetic/lbvq_R18_tiny.yaml")
-    frames_seen = {cfg.SOLVER.IMS_PER_BATCH * cfg.INPUT.SAMPLING_FRAME_NUM for cfg in (minvis, visage, lbvq)}
-    assert len(frames_seen) == 1
-    assert {**minvis.SOLVER, "IMS_PER_BATCH": 0} == {**visage.SOLVER, "IMS_PER_BATCH": 0}
+def test_small_models_of_all_methods_see_as_many_frames_per_step():
+    names = ["minvis", "lbvq", "vita", "visage", "ctvis"]
+    recipes = {name: get_cfg() for name in names}
+    for name, recipe in recipes.items():
+        recipe.merge_from_file(str(CONFIGS / "synthetic" / f"{name}_R18_tiny.yaml"))
+    assert {cfg.SOLVER.IMS_PER_BATCH * cfg.INPUT.SAMPLING_FRAME_NUM for cfg in recipes.values()} == {12}
+    start = f"{recipes['minvis'].OUTPUT_DIR}/model_final.pth"
+    for name in ("vita", "visage", "ctvis"):
+        solver = recipes[name].SOLVER
+        assert (recipes[name].MODEL.WEIGHTS, solver.BASE_LR, solver.MAX_ITER) == (start, 0.0005, 1500), name
