@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
 
 NEW_HOME = {  # old module: the one that replaced it
     "lbvq.rle": "lbvq.masks.rle",
@@ -49,13 +51,19 @@ NEW_HOME = {  # old module: the one that replaced it
 }
 
 
-class _MovedModules(MetaPathFinder, Loader):
-    """Finds the old paths. It is asked last, so it costs nothing where a module is found."""
+class _MovedModules:
+    """Finder and loader of the old paths. It is asked last, so it costs nothing where a module is found.
+
+    Without `importlib.abc`, which imports modules that nobody needs who only reads files.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        return importlib.util.spec_from_loader(fullname, self) if fullname in NEW_HOME else None
+        return ModuleSpec(fullname, cast("Loader", self)) if fullname in NEW_HOME else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return None  # as usual
 
     def exec_module(self, module: ModuleType) -> None:
         old, new = module.__name__, NEW_HOME[module.__name__]

@@ -25,7 +25,6 @@ import numpy as np
 from lbvq.evaluation.accumulate import accumulate
 from lbvq.evaluation.annotations import Detection, GroundTruth, Track, Video, read_predictions
 from lbvq.evaluation.boundary import BoundaryTubes, boundary_iou
-from lbvq.evaluation.loose_videos import as_documents
 from lbvq.evaluation.mask_texts import Masks
 from lbvq.evaluation.overlap import TubeRuns, tube_iou
 from lbvq.evaluation.tube_ap_result import TubeApResult
@@ -130,6 +129,8 @@ class TubeAP:
 
     def _update_both(self, predictions: Any, targets: Any) -> TubeAP:
         """Add videos with their ground truth, all of them or none."""
+        from lbvq.evaluation.loose_videos import as_documents  # here: scoring files does not wait for it
+
         if not self._truth_grows:
             raise ValueError("targets were given, and the ground truth was known from the beginning")
         truth = self.ground_truth

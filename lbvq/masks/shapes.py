@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 
 
@@ -25,5 +24,7 @@ def polygons_of(mask: np.ndarray) -> list[np.ndarray]:
 
     A part of one or two pixels has an outline of as many points.
     """
+    import cv2  # here: whoever reads and scores files need not wait for it
+
     outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     return sorted((outline[:, 0] for outline in outlines), key=cv2.contourArea, reverse=True)

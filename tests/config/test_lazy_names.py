@@ -41,3 +41,10 @@ def test_packages_are_imported_without_torch():
     code = f"import sys, {', '.join(PACKAGES)}\nprint('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("name", ["lbvq.evaluation.tube_ap", "lbvq.evaluation.submission", "lbvq.inference.results"])
+def test_files_are_scored_checked_and_read_without_libraries_for_pictures_and_networks(name):
+    code = f"import sys, {name}\nprint(sorted({{'torch', 'cv2', 'scipy', 'PIL', 'tempfile'}} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
