@@ -41,15 +41,9 @@ from lbvq.video.writer import write_video
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs" / "synthetic"
-# two recipes and what is set differently here: frames are not scored, and both stop early
-FROM_IMAGENET = (
-    ["minvis_lite0.yaml", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "700"],
-    ["lbvq_lite0.yaml", "SOLVER.MAX_ITER", "900"],
-)
-FROM_SCRATCH = (
-    ["minvis_R18_tiny.yaml", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "2000"],
-    ["lbvq_R18_tiny_from_frames.yaml"],
-)
+# the recipe of frames, which are not scored here, and that of videos
+FROM_IMAGENET = ["minvis_lite0.yaml", "DATASETS.TEST", "()"], ["lbvq_lite0.yaml"]
+FROM_SCRATCH = ["minvis_R18_tiny.yaml", "DATASETS.TEST", "()"], ["lbvq_R18_tiny_from_frames.yaml"]
 MAX_PROCESSES = 2  # the recipes have four clips per step
 SHOWN_VIDEOS = 6
 SHOWN_SCORE = 0.5
