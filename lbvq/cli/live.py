@@ -156,7 +156,7 @@ def finish(predictor: StreamPredictor, results: list[Path], args: argparse.Names
             torch.save(predictor.state_dict(), file)
         print(f"wrote {args.save_state}")
     if results:
-        prediction = predictor.finish().distinct()
+        prediction = predictor.finish(pairs=False).distinct()
         prediction = prediction.keep(args.score_threshold) if predictor.is_trained else prediction[:UNTRAINED_OBJECTS]
         for path in results:
             write_text(path, json.dumps(prediction.to_json(1)))

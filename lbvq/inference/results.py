@@ -83,7 +83,8 @@ class VideoPrediction:
     """N objects of one video, best score first.
 
     ``len(prediction)`` is N. ``prediction[0]`` and iteration give `VideoObject`; a slice, a list of int or a bool mask
-    gives a `VideoPrediction`. Identities (`ids`) are numbered by score at first and kept by every selection.
+    gives a `VideoPrediction`. Identities (`ids`) are numbered by score at first and kept by every selection. An
+    object may be listed several times with different classes, then under one identity and with the same masks.
 
     Attributes:
         masks: `MaskTubes` (N, T, H, W).
@@ -124,8 +125,7 @@ class VideoPrediction:
         numbers = np.empty(len(tubes), dtype=np.int64)
         numbers[order] = np.arange(1, len(tubes) + 1)
         ids = numbers if ids is None else _column(ids, len(tubes), "ids", "iu").astype(np.int64)
-        if len(set(ids.tolist())) != len(ids):
-            raise ValueError(f"ids must differ from object to object, got {ids.tolist()!s:.80}")
+        _check_ids(ids, labels, tubes)
         self.masks = tubes[order]
         self.scores, self.labels, self.ids = scores[order], labels[order], ids[order]
         self.image_size = size
@@ -275,6 +275,20 @@ class VideoPrediction:
             return cls(masks, [entry["score"] for entry in entries], labels, image_size, names)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
+
+
+def _check_ids(ids: np.ndarray, labels: np.ndarray, masks: MaskTubes) -> None:
+    """Refuse an identity of two objects, or of one that is listed twice with one class."""
+    first: dict[int, int] = {}
+    listed: set[tuple[int, int]] = set()
+    for n, (identity, label) in enumerate(zip(ids.tolist(), labels.tolist(), strict=True)):
+        place = first.setdefault(identity, n)
+        if (identity, label) in listed or (place != n and masks[place] != masks[n]):
+            raise ValueError(
+                f"ids must differ from object to object, got {ids.tolist()!s:.80}; entries that share {identity} "
+                "need the same masks and different labels."
+            )
+        listed.add((identity, label))
 
 
 def _caption(number: int, label: int, score: float, names: Sequence[str] | None) -> str:

@@ -4,6 +4,10 @@ predictor = StreamPredictor("configs/youtubevis_2019/genvis_R50_bs8_online.yaml"
 for frame in camera:  # (H, W, 3) uint8 RGB
     objects = predictor.step(frame)  # a FramePrediction
 prediction = predictor.finish()  # a VideoPrediction, what VideoPredictor finds in the whole video
+
+An identity is that of a tracked object, whatever its class: its number stays when the class that is best so far becomes
+another. Each answer lists an object once. `finish` gives the (object, class) pairs that a whole video gives, as results
+are evaluated, of which those of one object have one identity; `finish(pairs=False)` lists an object once there, too.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from lbvq.modeling.online.segmenter import (
     evidence_length,
     join_evidence,
 )
-from lbvq.modeling.postprocess import MaskStream, inside_sums, mask_quality, resize, sizes_of
+from lbvq.modeling.postprocess import Chosen, MaskStream, inside_sums, mask_quality, resize, sizes_of
 from lbvq.refine import refiner_name
 from mask2former.abilities import require
 from mask2former.registry import model_class
@@ -40,7 +44,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STATE_VERSION = 1
+STATE_VERSION = 2  # 1 had an identity for every (row, label)
 
 
 class StreamPredictor(Predictor):
@@ -106,7 +110,7 @@ class StreamPredictor(Predictor):
         """Forget the stream and start a new one."""
         self.num_frames = 0
         self._stream: _Stream | None = None  # once there is a frame
-        self._ids: dict[tuple[int, int], int] = {}  # (row, label) -> identity, in order of appearance
+        self._ids: dict[int, int] = {}  # row -> identity, in order of appearance
 
     def step(self, frame: Any) -> FramePrediction:
         """Take the next frame.
@@ -115,9 +119,10 @@ class StreamPredictor(Predictor):
             frame: (H, W, 3) or (3, H, W) uint8 RGB array or tensor; all frames of a stream have one size.
 
         Returns:
-            The objects that would be reported if the video ended here, best first, with their masks in this frame.
-            An object keeps its identity through the whole stream. A semi-online model decides on several frames
-            together: until they are complete, each answer is the model's best with the frames it has.
+            The objects that would be reported if the video ended here, best first, with their masks in this frame,
+            each once, with the class that is best over all frames so far. An object keeps its identity through the
+            whole stream. A semi-online model decides on several frames together: until they are complete, each answer
+            is the model's best with the frames it has.
         """
         images = self._resized(frame)
         with self.inference_context():
@@ -143,8 +148,13 @@ class StreamPredictor(Predictor):
         """Take several frames; the same as one `step` after the other."""
         return [self.step(frame) for frame in frames]
 
-    def finish(self) -> VideoPrediction:
-        """End the stream: what was found in the whole of it, with the identities of the steps. Starts a new one."""
+    def finish(self, *, pairs: bool = True) -> VideoPrediction:
+        """End the stream: what was found in the whole of it, with the identities of the steps. Starts a new one.
+
+        Args:
+            pairs: the best (object, class) pairs, as of a whole video, where an object may be listed with several
+                classes; False: the best objects, each once with its best class, as in the steps.
+        """
         if not self.keep_masks:
             raise ValueError("this predictor keeps no masks; build it with keep_masks=True to call finish()")
         stream = self._stream
@@ -153,11 +163,10 @@ class StreamPredictor(Predictor):
         with self.inference_context():
             if evidence_length(stream.pending):
                 self._complete(stream, *self.model.advance(stream.state, stream.pending))
-            scores, labels, rows = (part.cpu() for part in self.model.decide(stream.state))
-        scores = scores.float()
+            scores, labels, rows = self._decided(stream.state, pairs)
         if self.model.use_quality:
             scores = scores * stream.masks.quality()[rows]
-        ids = self._identities(rows, labels)
+        ids = self._identities(rows)
         masks = stream.masks.masks(rows)
         prediction = VideoPrediction(masks, scores, labels, stream.size, self.names, ids, self.category_ids)
         self.reset()
@@ -174,7 +183,7 @@ class StreamPredictor(Predictor):
             "keep_masks": self.keep_masks,
             "num_frames": self.num_frames,
             **({"size": None, "state": None, "pending": {}, "masks": None} if stream is None else stream.state_dict()),
-            "ids": [[row, label, identity] for (row, label), identity in self._ids.items()],
+            "ids": [[row, identity] for row, identity in self._ids.items()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -189,7 +198,7 @@ class StreamPredictor(Predictor):
             height, width = state["size"]
             remembered, pending = (self.model.place(_copied(state[name])) for name in ("state", "pending"))
             self._stream = _Stream((height, width), remembered, MaskStream.from_state_dict(state["masks"]), pending)
-        self._ids = {(row, label): identity for row, label, identity in state["ids"]}
+        self._ids = {row: identity for row, identity in state["ids"]}
 
     def _resized(self, frame: Any) -> ResizedFrames:
         """The frame as a video of one frame of the network's size, checked."""
@@ -203,28 +212,30 @@ class StreamPredictor(Predictor):
 
     def _objects(self, stream: _Stream, state: StreamState, masks: StepMasks) -> FramePrediction:
         """The best objects, with their masks in the last frame of `masks`."""
-        scores, labels, rows = (part.cpu() for part in self.model.decide(state))
-        unique, positions = rows.unique(return_inverse=True)
-        logits = stream.masks.as_measured(masks.logits(unique.to(masks.features.device)))
-        scores = scores.float()
+        scores, labels, rows = self._decided(state, pairs=False)
+        logits = stream.masks.as_measured(masks.logits(rows.to(masks.features.device)))
         if self.model.use_quality:
-            before = (part[unique] for part in stream.masks.sums())
+            before = (part[rows] for part in stream.masks.sums())
             total, count = (old + new for old, new in zip(before, inside_sums(logits), strict=True))
-            scores = scores * mask_quality(total, count)[positions]
-        visible = (resize(logits[:, -1:], stream.size)[:, 0] > 0).cpu()[positions]
+            scores = scores * mask_quality(total, count)
+        visible = (resize(logits[:, -1:], stream.size)[:, 0] > 0).cpu()
         order = scores.argsort(descending=True, stable=True)
         return FramePrediction(
             visible[order].numpy(),
             scores[order].double().numpy(),
             labels[order].numpy(),
-            self._identities(rows, labels)[order].numpy(),
+            self._identities(rows)[order].numpy(),
             self.names,
         )
 
-    def _identities(self, rows: Tensor, labels: Tensor) -> Tensor:
-        """Identities of (row, label) pairs, (k,) int64 from 1, in the order in which they were first reported."""
-        pairs = zip(rows.tolist(), labels.tolist(), strict=True)
-        return torch.tensor([self._ids.setdefault(pair, len(self._ids) + 1) for pair in pairs], dtype=torch.int64)
+    def _decided(self, state: StreamState, pairs: bool) -> Chosen:
+        """See `OnlineSegmenter.decide`; on the CPU, scores in float32."""
+        scores, labels, rows = (part.cpu() for part in self.model.decide(state, pairs=pairs))
+        return scores.float(), labels, rows
+
+    def _identities(self, rows: Tensor) -> Tensor:
+        """Identities of objects, (k,) int64 from 1, in the order in which they were first reported."""
+        return torch.tensor([self._ids.setdefault(row, len(self._ids) + 1) for row in rows.tolist()], dtype=torch.int64)
 
     def _complete(self, stream: _Stream, state: StreamState, masks: StepMasks) -> None:
         """Make a step final."""

@@ -118,6 +118,17 @@ def test_duplicates_of_a_query_keep_the_best_class():
     assert result.distinct().scores.tolist() == [0.9, 0.5]
 
 
+def test_an_object_may_be_listed_with_several_classes_under_one_identity():
+    masks = torch.from_numpy(np.random.default_rng(2).random((2, 4, 6, 8)) > 0.5)
+    result = prediction(masks=masks[[0, 1, 0]], labels=[0, 2, 1], ids=[4, 7, 4])
+    assert result.ids.tolist() == [7, 4, 4] and result.labels.tolist() == [2, 1, 0]
+    assert result.distinct().ids.tolist() == [7, 4] and result[1:].ids.tolist() == [4, 4]
+    with pytest.raises(ValueError, match="entries that share 4 need the same masks and different labels"):
+        prediction(masks=masks[[0, 1, 0]], labels=[0, 2, 0], ids=[4, 7, 4])  # one class twice
+    with pytest.raises(ValueError, match="differ from object to object"):
+        prediction(masks=masks[[0, 1, 1]], labels=[0, 2, 1], ids=[4, 7, 4])  # of two objects
+
+
 @pytest.mark.parametrize(
     "changes, reason",
     [

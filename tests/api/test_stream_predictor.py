@@ -83,7 +83,7 @@ def test_the_answer_is_what_would_be_found_if_the_video_ended_here(pair):
         objects = stream.step(VIDEO[length - 1])
         ended = stream_of(pair)
         ended.steps(VIDEO[:length])
-        prediction = ended.finish()
+        prediction = ended.finish(pairs=False)
         assert objects.labels.tolist() == prediction.labels.tolist()
         assert objects.ids.tolist() == prediction.ids.tolist()
         np.testing.assert_allclose(objects.scores, prediction.scores, rtol=1e-5)

@@ -21,7 +21,6 @@ from helpers import GOLDEN
 from torch import Tensor
 from video_models import load_cfg
 
-from lbvq.modeling.dvis import model as online_module
 from lbvq.modeling.dvis import offline as offline_module
 from mask2former.registry import build_model
 
@@ -40,13 +39,13 @@ class Run:
     def __init__(self, name: str) -> None:
         self.name, self.recorded = name, np.load(GOLDEN / f"{name}.npz")
         self.model = tame_(fill_(build_model(load_cfg(CONFIGS[name]))), TAMED).eval()
-        module = offline_module if name.endswith("offline") else online_module
         video = {"image": list(frames(5, 90, 120, seed=0)), "height": 135, "width": 180}
         with pytest.MonkeyPatch.context() as patch:
             tracked = recorded_calls(self.model.tracker, "forward", patch)
             predicted = recorded_calls(self.model.tracker, "predict", patch)
             maps = recorded_calls(self.model.tracker, "mask_features", patch)
-            selected = recorded_calls(module, "select_top", patch)
+            place = (offline_module, "select_top") if name.endswith("offline") else (self.model, "decide")
+            selected = recorded_calls(*place, patch)
             refined = recorded_calls(self.model.refiner, "forward", patch) if "offline" in name else []
             self.output = self.model([video])
         self.compared = torch.cat([arguments[0] for arguments, _ in tracked])[:, :, 0]  # (T, Q, C)

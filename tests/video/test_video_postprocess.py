@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from lbvq.masks.tubes import MaskTubes
-from lbvq.modeling.postprocess import MaskStream, second_pass, select_top, video_output
+from lbvq.modeling.postprocess import MaskStream, second_pass, select_objects, select_top, video_output
 
 SIZES = {"padded_size": (32, 64), "image_size": (30, 50), "output_size": (45, 75)}
 
@@ -41,6 +41,14 @@ def test_select_top_takes_pairs_of_query_and_class():
     torch.testing.assert_close(scores, torch.tensor([0.7, 0.6, 0.3]))
     assert labels.tolist() == [1, 0, 1]
     assert queries.tolist() == [0, 1, 1]  # the second query twice
+
+
+def test_select_objects_takes_each_query_once_with_its_best_class():
+    probabilities = torch.tensor([[0.1, 0.5, 0.2], [0.7, 0.6, 0.05], [0.1, 0.1, 0.15]])
+    scores, labels, queries = select_objects(probabilities, 2)
+    torch.testing.assert_close(scores, torch.tensor([0.7, 0.5]))
+    assert labels.tolist() == [0, 1] and queries.tolist() == [1, 0]
+    assert len(select_objects(probabilities, 10)[0]) == 3 and len(select_objects(probabilities[:0], 10)[0]) == 0
 
 
 def test_select_top_takes_what_there_is_when_asked_for_more():

@@ -55,7 +55,7 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory-frames", type=int, nargs=2, default=(60, 600), metavar=("SHORT", "LONG"), help="their frames"
     )
-    parser.add_argument("--stream", action="store_true", help="with --memory: frame by frame, by StreamPredictor")
+    parser.add_argument("--stream", action="store_true", help="with --memory: as a stream that keeps no masks")
     parser.add_argument(
         "--peak-only", action="store_true", help="print the peak memory of one run in MiB and nothing else"
     )

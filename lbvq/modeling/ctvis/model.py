@@ -22,7 +22,6 @@ from mask2former.structures import ImageList
 from ..base import EncodedFrames, FrameSegmenter
 from ..online.frame_matching import finite_masks, warn_if_not_finite
 from ..online.segmenter import Evidence, OnlineSegmenter, StepMasks, StreamState
-from ..postprocess import Chosen, select_top
 from ..targets import frames_with_all, prepare_targets
 from .contrast import MemoryContrast, queries_of_clips
 from .tracker import TrackRules, mean_probabilities, select_detections, start_tracker, track_frame
@@ -166,13 +165,10 @@ class CTVISModel(ContrastiveSegmenter, OnlineSegmenter):  # published name
         state, rows, queries = track_frame(self.rules, state, frame)
         return state, StepMasks(evidence["masks"], queries, rows, state["num_rows"])
 
-    def decide(self, state: StreamState) -> Chosen:
-        """Best (track, class) pairs by the probabilities of mean logits."""
+    def class_scores(self, state: StreamState) -> tuple[Tensor, Tensor | None]:
+        """Of the tracks that are not forgotten, by the probabilities of mean logits."""
         tracks = state["tracks"]
-        if not tracks:
-            return torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
-        scores, labels, entries = select_top(mean_probabilities(tracks), self.num_predictions)
-        return scores, labels, tracks["rows"][entries]
+        return (mean_probabilities(tracks), tracks["rows"]) if tracks else (torch.zeros(0, 1), None)
 
 
 def check_form(tracker: Cfg) -> None:

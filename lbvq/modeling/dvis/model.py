@@ -25,7 +25,6 @@ from ..contrast import join_terms, mean_terms
 from ..online.frame_matching import warn_if_not_finite
 from ..online.segmenter import Evidence, OnlineSegmenter, StepMasks, StreamState
 from ..online.tracking import add_logits, mean_probabilities
-from ..postprocess import Chosen, select_top
 from ..targets import clip_target
 from .contrast import neighbour_terms
 from .noise import MatchNoise
@@ -265,11 +264,8 @@ class DVIS_online(DecoupledSegmenter, OnlineSegmenter):  # published name
         after = {"tracker": only_finite(tracker_state, state["tracker"]), **add_logits(state, logits.float())}
         return after, StepMasks(evidence["maps"], embeddings.float().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
 
-    def decide(self, state: StreamState) -> Chosen:
-        """Best (object, class) pairs by the probabilities of mean logits; none before the first frame."""
-        if not state["tracker"]:
-            return torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
-        return select_top(mean_probabilities(state), self.num_predictions)
+    def class_scores(self, state: StreamState) -> tuple[Tensor, None]:
+        return mean_probabilities(state), None
 
 
 class PlusParts(DecoupledSegmenter):

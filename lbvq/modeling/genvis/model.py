@@ -23,7 +23,6 @@ from mask2former.structures import ImageList
 from ..base import EncodedFrames
 from ..clips.decoder import ClipMasks
 from ..online.segmenter import Evidence, OnlineSegmenter, StepMasks, StreamState
-from ..postprocess import select_top
 from ..targets import prepare_targets
 from ..vita import VITA, Vita
 from .criterion import GenvisCriterion, split_target
@@ -147,9 +146,8 @@ class Genvis(OnlineSegmenter, Vita):
         }
         return state, StepMasks(evidence["features"], outputs["pred_mask_embed"][-1, 0])
 
-    def decide(self, state: StreamState) -> tuple[Tensor, Tensor, Tensor]:
-        """The best (query, class) pairs."""
-        return select_top(state["probabilities"], self.num_predictions)
+    def class_scores(self, state: StreamState) -> tuple[Tensor, None]:
+        return state["probabilities"], None
 
 
 class GenVIS(VITA):

@@ -20,7 +20,6 @@ from mask2former.abilities import require
 from mask2former.structures import ImageList
 
 from ..base import EncodedFrames, FrameSegmenter
-from ..postprocess import Chosen, select_top
 from .segmenter import Evidence, OnlineSegmenter, StepMasks, StreamState
 from .tracking import add_logits, assign_queries, cosine_similarity, keep_finite, mean_probabilities
 
@@ -78,11 +77,8 @@ class FrameMatching(OnlineSegmenter):
         before = state.get("queries", torch.zeros_like(aligned["queries"]))
         return {"queries": keep_finite(aligned["queries"], before)}
 
-    def decide(self, state: StreamState) -> Chosen:
-        """Best (track, class) pairs by the probabilities of mean logits; none before the first frame."""
-        if not state:
-            return torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
-        return select_top(mean_probabilities(state), self.num_predictions)
+    def class_scores(self, state: StreamState) -> tuple[Tensor, None]:
+        return mean_probabilities(state), None
 
 
 class MatchedFrames(FrameMatching):

@@ -23,7 +23,6 @@ from mask2former.structures import ImageList
 from ..base import is_compiled
 from ..clips.consistent import ConsistentMatcher
 from ..graphs import IMAGE_AXES, Graph, GraphFunction, keep_parts
-from ..postprocess import select_top
 from ..targets import ABSENT, clip_target
 from .query_network import FrameTokens, QueryBackbone, QueryNetwork, Readings
 from .segmenter import Evidence, OnlineSegmenter, StepMasks, StreamState
@@ -184,11 +183,8 @@ class PropagatedQueries(OnlineSegmenter):
         masks = StepMasks(read["features"].permute(0, 3, 1, 2), read["embeddings"][0], enlarge=network.enlarged)
         return {"carried": carried, **add_logits(state, logits)}, masks
 
-    def decide(self, state: StreamState) -> tuple[Tensor, Tensor, Tensor]:
-        """Best (track, class) pairs by the probabilities of mean logits; none before the first frame."""
-        if not state:
-            return torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
-        return select_top(mean_probabilities(state), self.num_predictions)
+    def class_scores(self, state: StreamState) -> tuple[Tensor, None]:
+        return mean_probabilities(state), None
 
     # -- export ------------------------------------------------------------------------------------------------------
 

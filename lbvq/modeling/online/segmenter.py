@@ -3,8 +3,8 @@
 An online method tracks N objects: a row stands for the same object from the first frame to the last, and new objects
 get new rows. It is a `VideoModel` that derives from `OnlineSegmenter` and writes four functions: how a stream starts
 (`start_stream`), what it needs to know of frames, each by itself (`observe`), how it moves on by one step (`advance`),
-and what it would report if the video ended now (`decide`). Everything it remembers is in the state it is handed, so a
-stream can be stopped, saved, and gone on with; the module itself remembers nothing.
+and how good every class is for every object so far (`class_scores`). Everything it remembers is in the state it is
+handed, so a stream can be stopped, saved, and gone on with; the module itself remembers nothing.
 `lbvq.inference.stream.StreamPredictor` and `inference` drive every method through these four functions alone.
 """
 
@@ -22,7 +22,7 @@ from mask2former.structures import ImageList
 
 from ..base import VideoModel
 from ..feature_store import FeatureStore
-from ..postprocess import Chosen, second_pass, sizes_of
+from ..postprocess import Chosen, second_pass, select_objects, select_top, sizes_of
 
 # What a stream remembers: a dict of tensors, numbers, and lists or dicts of them, so that `torch.save` can keep it.
 StreamState = dict[str, Any]
@@ -158,9 +158,26 @@ class OnlineSegmenter(VideoModel):
         """
         raise NotImplementedError
 
-    def decide(self, state: StreamState) -> Chosen:
-        """What is reported if the video ends here: scores (k,), labels (k,) and rows (k,) in [0, N)."""
+    def class_scores(self, state: StreamState) -> tuple[Tensor, Tensor | None]:
+        """What the frames so far say of the objects.
+
+        Returns:
+            (n, K) scores of the real classes, none before the first frame; and (n,) int64, the rows in [0, N) of these
+            objects, or None: all, in order. The others are not reported.
+        """
         raise NotImplementedError
+
+    def decide(self, state: StreamState, *, pairs: bool = True) -> Chosen:
+        """What is reported if the video ends here: scores (k,), labels (k,) and rows (k,) in [0, N).
+
+        Args:
+            state: of the stream.
+            pairs: the best (row, class) pairs, as results are evaluated, so that a row may be there with several
+                classes; False: the best rows, each with its best class.
+        """
+        scores, rows = self.class_scores(state)
+        scores, labels, entries = (select_top if pairs else select_objects)(scores, self.num_predictions)
+        return scores, labels, entries if rows is None else rows[entries]
 
     def place(self, state: Any) -> Any:
         """Move a state, or evidence, that was loaded from a file to where it belongs."""

@@ -104,7 +104,12 @@ def add_logits(state: dict[str, Any], logits: Tensor) -> dict[str, Any]:
 
 
 def mean_probabilities(state: dict[str, Any]) -> Tensor:
-    """Class probabilities of the mean logits, (Q, K) without "no object"; 0 for an object without finite logits."""
+    """Class probabilities of the mean logits, (Q, K) without "no object"; 0 for an object without finite logits.
+
+    Before the first frame there are no objects.
+    """
+    if "num_logits" not in state:
+        return torch.zeros(0, 1)
     num_logits = state["num_logits"]
     mean = (state["logits_sum"] / num_logits.clamp(min=1)).float()
     return mean.softmax(dim=-1)[:, :-1] * (num_logits > 0)
