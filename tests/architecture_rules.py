@@ -111,6 +111,7 @@ OPTIONAL: dict[str, str | None] = {
     "pytest": None,
     "pytest-timeout": None,
     "labelformat": "labelformat",
+    "matplotlib": "matplotlib",
     "playwright": "playwright",
     "scikit-image": None,  # trackeval wants it for J and F
     "hypothesis": None,

@@ -221,8 +221,8 @@ def inside_sums(logits: Tensor) -> tuple[Tensor, Tensor]:
         Two (N,) float64 on the CPU; `mask_quality` of their sums over all frames is the quality of a mask.
     """
     inside = F.threshold(logits.sigmoid(), 0.5, 0.0)  # (N, t, H, W), 0 outside the mask
-    total = inside.sum(dim=(2, 3)).double().sum(dim=1).cpu()
-    return total, inside.count_nonzero(dim=(2, 3)).double().sum(dim=1).cpu()
+    totals, counts = inside.sum(dim=(2, 3)).cpu(), inside.count_nonzero(dim=(2, 3)).cpu()  # MPS has no float64
+    return totals.double().sum(dim=1), counts.double().sum(dim=1)
 
 
 def mask_quality(total: Tensor, count: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from lbvq.files.data_entries import add_data_argument
 
 LBVQ = str(Path(__file__).parents[2] / "configs" / "youtubevis_2019" / "lbvq_R50_bs8.yaml")
 SMALL = "configs/synthetic/lbvq_R18_tiny.yaml"
+SMALL_ONLINE = "configs/synthetic/minvis_R18_tiny.yaml"
 
 
 def add_deform_attn(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +72,22 @@ def add_loader(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-videos", type=int, default=8, help="synthetic videos (default 8)")
     parser.add_argument("--clips", type=int, default=40, help="clips per measurement (default 40)")
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2], help="loader processes (default 0 1 2)")
+
+
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config-file", default=SMALL_ONLINE, help=f"of an online method (default {SMALL_ONLINE})")
+    parser.add_argument("--weights", default="", help="trained weights (default: random)")
+    parser.add_argument(
+        "--frames", type=int, nargs="+", default=[50, 100, 200], help="lengths (default: 50 100 200)"
+    )
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(270, 480), metavar=("HEIGHT", "WIDTH"), help="of frames (default 270 480)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them, .svg or .png")
+    parser.add_argument("--peak-of", choices=("held", "whole", "stream"), help="print the peak of one form, of --video")
+    parser.add_argument("--video", type=Path, help="for --peak-of")
+    parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="configuration")
 
 
 def add_refine(parser: argparse.ArgumentParser) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mask2former.structures import ImageList
+from mask2former.transfer import to_device
 
 from ..base import VideoModel
 from ..feature_store import FeatureStore
@@ -181,9 +182,8 @@ class OnlineSegmenter(VideoModel):
 
     def place(self, state: Any) -> Any:
         """Move a state, or evidence, that was loaded from a file to where it belongs."""
-        device = "cpu" if self.state_on_cpu else self.device
         if isinstance(state, Tensor):
-            return state.to(device)
+            return to_device(state, torch.device("cpu") if self.state_on_cpu else self.device)
         if isinstance(state, dict):
             return {name: self.place(value) for name, value in state.items()}
         return [self.place(value) for value in state] if isinstance(state, list) else state

@@ -19,6 +19,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from mask2former.transfer import most_precise
+
 UNLIKE = -1.0  # cosine of opposite vectors: what a pair gets that cannot be compared
 
 
@@ -93,13 +95,13 @@ def add_logits(state: dict[str, Any], logits: Tensor) -> dict[str, Any]:
     """Add the class logits (Q, K+1) of one more frame, in the order of the tracks, to the sums of a stream.
 
     Returns:
-        `logits_sum` (Q, K+1) and `num_logits` (Q, 1), float64; rows that are not finite are not counted.
+        `logits_sum` (Q, K+1) and `num_logits` (Q, 1), float64 where the device has it; rows that are not finite are
+        not counted.
     """
-    counted = is_finite(logits)
-    total = torch.where(counted, logits, 0.0).double()
+    counted, exact = is_finite(logits), most_precise(logits.device)
     return {
-        "logits_sum": total + state.get("logits_sum", 0.0),
-        "num_logits": counted.double() + state.get("num_logits", 0.0),
+        "logits_sum": torch.where(counted, logits, 0.0).to(exact) + state.get("logits_sum", 0.0),
+        "num_logits": counted.to(exact) + state.get("num_logits", 0.0),
     }
 
 
