@@ -77,9 +77,7 @@ def add_loader(parser: argparse.ArgumentParser) -> None:
 def add_memory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-file", default=SMALL_ONLINE, help=f"of an online method (default {SMALL_ONLINE})")
     parser.add_argument("--weights", default="", help="trained weights (default: random)")
-    parser.add_argument(
-        "--frames", type=int, nargs="+", default=[50, 100, 200], help="lengths (default: 50 100 200)"
-    )
+    parser.add_argument("--frames", type=int, nargs="+", default=[50, 100, 200, 400], help="frames of the videos")
     parser.add_argument(
         "--size", type=int, nargs=2, default=(270, 480), metavar=("HEIGHT", "WIDTH"), help="of frames (default 270 480)"
     )
