@@ -132,6 +132,7 @@ FORMS: dict[str, Callable[[argparse.Namespace, Path], None]] = {"held": held, "w
 def draw_plot(args: argparse.Namespace, peaks: dict[str, list[float]]) -> None:
     """Write curves over the length; the suffix of the file chooses the format."""
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('the plot is drawn by matplotlib: pip install -e ".[dev]"') from error
@@ -141,13 +142,16 @@ def draw_plot(args: argparse.Namespace, peaks: dict[str, list[float]]) -> None:
         "stream": "stream, StreamPredictor",
     }
     axes = (figure := Figure(figsize=(6.4, 3.6), layout="constrained")).add_subplot()
-    for (form, column), marker in zip(peaks.items(), "os^", strict=True):
-        axes.plot(args.frames, column, marker=marker, label=names[form])
+    for (form, column), style in zip(peaks.items(), ("o-", "s-", "^--"), strict=True):
+        axes.plot(args.frames, column, style, label=names[form])
     axes.set(xlabel=f"frames of {args.size[0]} x {args.size[1]} pixels", ylabel="peak memory of the process, MiB")
-    axes.set(xlim=0, ylim=0)
+    axes.set(xlim=(0, None), ylim=(0, 1.1 * max(map(max, peaks.values()))))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    with atomic_path(args.plot) as part:
-        figure.savefig(
-            part, format=args.plot.suffix[1:], metadata={"Date": None} if args.plot.suffix == ".svg" else None
-        )
+    kind = args.plot.suffix[1:]
+    same = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "lbvq",
+    }  # texts stay texts, and the file the same for the same numbers
+    with atomic_path(args.plot) as part, rc_context(same):
+        figure.savefig(part, format=kind, metadata={"Date": None} if kind == "svg" else None)
