@@ -101,6 +101,19 @@ def test_every_operator_of_a_method_runs_on_mps_or_is_one_that_falls_back(method
     assert used.doubles == set()
 
 
+def test_every_operator_of_a_prediction_of_ovformer_does():
+    """Its training is on images with what CLIP says of them, and is left out."""
+    changes = {"MODEL__SEM_SEG_HEAD__TRANSFORMER_ENC_LAYERS": 1, "MODEL__MASK_FORMER__DEC_LAYERS": 3}
+    cfg = load_cfg("youtubevis_2019/ovformer_R50_bs8.yaml", MODEL__MASK_FORMER__CLIP_TEXT_PATH="rand", **changes)
+    model = build_model(cfg).eval()
+    features = torch.ones(3, model.sem_seg_head.predictor.class_embed.text_dim)
+    with as_elsewhere(model), OnMps() as used, torch.inference_mode():
+        model([{"image": list(frames(3, 64, 96, seed=1)), "dense_masks": False, "clip_features": features}])
+    assert len(used.operators) > 60
+    assert {name for name in used.operators if not runs_on_mps(name)} <= set(FALLBACK)
+    assert used.doubles == set()
+
+
 @pytest.mark.parametrize(
     "operator, there",
     [

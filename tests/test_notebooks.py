@@ -77,9 +77,7 @@ def test_a_command_that_fails_stops_the_notebook(tmp_path, monkeypatch):
 
 def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **values: Any) -> list[Any]:
     """Run a notebook in a folder with other values of its parameters; returns its cells of code with their outputs."""
-    import nbformat
-    from nbclient import NotebookClient
-
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     assert set(values) <= set(parameters(name))
     for variable, value in {"PYTHONPATH": ROOT, "HF_HUB_OFFLINE": 1, "IPYTHONDIR": folder / ".ipython"}.items():
         monkeypatch.setenv(variable, str(value))
@@ -87,7 +85,7 @@ def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **values: Any)
     place = next(index for index, cell in enumerate(book.cells) if cell.cell_type == "code")
     lines = "\n".join(f"{key} = {value!r}" for key, value in values.items())
     book.cells.insert(place + 1, nbformat.v4.new_code_cell(lines))
-    NotebookClient(book, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
+    nbclient.NotebookClient(book, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
     return [cell for cell in book.cells if cell.cell_type == "code"]
 
 
