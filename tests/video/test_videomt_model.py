@@ -56,6 +56,20 @@ def test_a_stream_is_the_whole_video_bit_for_bit(pair):
     assert 0 < want.masks.areas().sum() < want.masks.areas().size * 50 * 70
 
 
+def test_on_a_cpu_a_whole_video_is_encoded_frame_by_frame_as_a_stream_is(pair, monkeypatch):
+    """Products of several frames at once may be rounded otherwise, so that nothing would be equal bit for bit."""
+    model, _ = pair
+    observe, lengths = model.observe, []
+
+    def counted(images, start):
+        lengths.append(len(images.tensor))
+        return observe(images, start)
+
+    monkeypatch.setattr(model, "observe", counted)
+    model([video(torch.from_numpy(VIDEO).permute(0, 3, 1, 2))])
+    assert lengths == [1] * 7
+
+
 def test_answers_to_the_first_frames_do_not_depend_on_what_follows(pair):
     model, cfg = pair
     answers = StreamPredictor(model, cfg=cfg).steps(VIDEO)
