@@ -5,8 +5,10 @@ COMMANDS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
 BIN := $(VENV)/$(COMMANDS)
 STAMP := $(VENV)/.locked
 DOCS_VENV := .venv-docs
+OLDEST_VENV := .venv-oldest
+UV ?= uv
 
-.PHONY: setup quickstart test test-fast lint docs wheel-check smoke bench clean
+.PHONY: setup quickstart test test-fast test-oldest coverage lint lock docs wheel-check smoke bench clean
 
 setup: $(STAMP)
 
@@ -16,7 +18,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@echo "Fetching what requirements.lock pins: on Linux about 5 GB, most of it PyTorch's libraries for CUDA."
 	@echo "INSTALL.md says how to take the small build for CPUs instead."
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $(STAMP)
 
@@ -32,6 +34,22 @@ test: setup lint
 test-fast: setup
 	$(BIN)/python -m pytest -m "not slow"
 
+# The fast tests with the oldest releases that pyproject.toml promises, on Linux with Python 3.10; about 3 GB to fetch.
+test-oldest: $(OLDEST_VENV)/.locked
+	$(OLDEST_VENV)/$(COMMANDS)/python -m pytest -m "not slow"
+
+$(OLDEST_VENV)/.locked: requirements-oldest.lock
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info[:2] != (3, 10) and 'Python 3.10 is needed, this is ' + sys.version + '; set PYTHON=...')"
+	$(PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/$(COMMANDS)/python -m pip install --quiet --upgrade pip
+	$(OLDEST_VENV)/$(COMMANDS)/python -m pip install --quiet --require-hashes -r requirements-oldest.lock
+	$(OLDEST_VENV)/$(COMMANDS)/python -m pip install --quiet --no-deps --editable .
+	touch $(OLDEST_VENV)/.locked
+
+# Which lines the fast tests run, of code in the process of the tests; the last line is the figure.
+coverage: setup
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term:skip-covered
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,6 +63,16 @@ $(DOCS_VENV)/.locked: requirements-docs.lock
 	$(PYTHON) -m venv $(DOCS_VENV)
 	$(DOCS_VENV)/$(COMMANDS)/python -m pip install --quiet --require-hashes -r requirements-docs.lock
 	touch $(DOCS_VENV)/.locked
+
+# Writes requirements.lock and requirements-oldest.lock, with hashes, from pyproject.toml; pins of the first that still fit
+# stay as they are. It needs uv. All extras are in them but those of the pages, which have requirements-docs.lock.
+EXTRAS := tensorboard wandb slurm timm lite0 drive sam sam2 open-vocab eval supervision onnx openvino notebooks dev
+COMPILE := $(UV) pip compile --quiet pyproject.toml $(EXTRAS:%=--extra %) --python-version 3.10 --generate-hashes \
+	--no-header --no-annotate
+lock:
+	$(COMPILE) --universal --output-file requirements.lock
+	$(COMPILE) --upgrade --resolution lowest-direct --python-platform x86_64-manylinux_2_28 \
+		--output-file requirements-oldest.lock
 
 # Builds the wheel, installs it outside of this folder, and trains, predicts and scores there. The dependencies are those
 # of $(VENV); FULL=1 installs them, too.
@@ -63,4 +91,4 @@ bench: setup
 	$(BIN)/python tools/benchmark.py inference
 
 clean:
-	rm -rf $(VENV) $(DOCS_VENV) site smoke build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(DOCS_VENV) $(OLDEST_VENV) site smoke build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -110,6 +110,8 @@ OPTIONAL: dict[str, str | None] = {
     "mkdocstrings": None,
     "pytest": None,
     "pytest-timeout": None,
+    "pytest-cov": None,
+    "check-jsonschema": None,
     "labelformat": "labelformat",
     "matplotlib": "matplotlib",
     "playwright": "playwright",

@@ -9,7 +9,7 @@ from io import BytesIO
 from pathlib import Path
 
 import av
-from av.error import ArgumentError, FFmpegError, InvalidDataError
+from av.error import FFmpegError
 
 from lbvq.video.container import open_container
 from lbvq.video.formats import file_url
@@ -69,7 +69,7 @@ class SoundCopy:
             packet, self._next = self._next, next(self._packets, None)
             try:
                 self._target.mux(self._moved(packet))
-            except (ArgumentError, InvalidDataError) as error:
+            except ValueError as error:  # of FFmpeg: an invalid argument, or invalid data
                 logger.warning("The sound of %s is left out from here on: %s", self._sound.path, error)
                 self._next = None
 

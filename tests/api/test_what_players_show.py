@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from small_videos import LEVELS, film, grey, levels, pictures
 
 from lbvq.video import container
@@ -62,7 +62,7 @@ def test_of_several_films_the_best_is_read_and_said(tmp_path, caplog):
     path = tmp_path / "two.mkv"
     with av.open(str(path), "w") as target:
         streams = [target.add_stream("libx264", rate=10) for _ in range(2)]
-        streams[1].disposition = Disposition.default
+        streams[1].disposition = Disposition.default.value
         for stream, side in zip(streams, (32, 128), strict=True):
             stream.width = stream.height = side
             stream.pix_fmt = "yuv420p"
@@ -139,9 +139,11 @@ def test_the_picture_for_programs_without_animation_is_left_out(tmp_path):
 
 def test_the_pages_of_a_tiff_are_frames_and_its_preview_is_not(tmp_path):
     deep = [Image.fromarray(np.full((48, 64), level * 256, dtype=np.uint16)) for level in LEVELS]
-    preview = Image.new("L", (8, 6))
-    preview.encoderinfo = {"tiffinfo": {254: 1}}
-    deep[0].save(tmp_path / "a.tif", save_all=True, append_images=[*deep[1:], preview])
+    with TiffImagePlugin.AppendingTiffWriter(str(tmp_path / "a.tif"), new=True) as file:
+        for page in deep:
+            page.save(file, format="TIFF")
+            file.newFrame()
+        Image.new("L", (8, 6)).save(file, format="TIFF", tiffinfo={254: 1})
     video = read_video(tmp_path / "a.tif")
     assert levels(video) == LEVELS and video.timestamps is None and video.frame_rate is None
 

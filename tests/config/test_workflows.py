@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -17,6 +19,33 @@ VARIABLES = {"PYTHON", *re.findall(r"\$\(if \$\((\w+)\)", MAKEFILE), *re.findall
 JOB_KEYS = {"name", "runs-on", "strategy", "steps", "defaults", "timeout-minutes", "needs", "env", "if"}
 STEP_KEYS = {"name", "uses", "with", "run", "env", "if", "shell"}
 FORMS = sorted(path for path in (GITHUB / "ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml")
+
+SCHEMAS = {  # published schemas, which check-jsonschema brings along
+    "github-workflows": sorted((GITHUB / "workflows").glob("*.yml")),
+    "github-issue-forms": FORMS,
+    "github-issue-config": [GITHUB / "ISSUE_TEMPLATE" / "config.yml"],
+    "citation-file-format": [ROOT / "CITATION.cff"],
+}
+
+
+def schema_says(schema, *files):
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", *map(str, files)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.returncode, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_a_file_is_valid_by_its_published_schema(schema):
+    assert SCHEMAS[schema]
+    code, said = schema_says(schema, *SCHEMAS[schema])
+    assert code == 0, said
+
+
+def test_the_schema_of_workflows_refuses_a_misspelt_key(tmp_path):
+    text = (GITHUB / "workflows" / "test.yml").read_text(encoding="utf-8")
+    (tmp_path / "test.yml").write_text(text.replace("fail-fast:", "fail-first:", 1).replace("runs-on:", "run-on:", 1))
+    code, said = schema_says("github-workflows", tmp_path / "test.yml")
+    assert code == 1 and "run-on" in said
 
 
 @pytest.mark.parametrize("name", WORKFLOW["jobs"])
