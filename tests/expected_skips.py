@@ -13,6 +13,7 @@ ALLOWED = (
     r"named until closed on other systems",
     r"resource is not available",  # on Windows
     r"could not import 'torch\.utils\.serialization'.*",  # came with PyTorch 2.7
+    r"needs a C compiler",  # the same is done in numpy
     r"needs Chromium and playwright",  # a program of the system
     r"could not import 'triton'.*",  # comes with PyTorch for CUDA, on Linux
 )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lbvq.evaluation.mask_texts import Masks
+from lbvq.masks.compiled import Library, library
 from lbvq.masks.runs import decode_masks
 
 _TUBES_AT_ONCE = 16  # that are compared with one; more would leave the processor's cache
@@ -87,6 +88,9 @@ def _cut_at_columns(
     start: np.ndarray, end: np.ndarray, first: np.ndarray, height: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Cut runs that go on in the next column; returns start, end, column and first, see `TubeRuns`."""
+    compiled = library()
+    if compiled is not None and start.dtype == np.int32:
+        return compiled.cut_at_columns(start, end, first, height)
     column = (start // height).astype(np.intp)  # it is used as an index only
     top = (column * height).astype(start.dtype)
     long = np.flatnonzero(end - top > height)
@@ -174,6 +178,7 @@ class _ColumnLookup:
         """Prepare for tube `index` and others of at most `num_frames` frames."""
         rows = tubes.rows(index)
         start, end, column = tubes.start[rows], tubes.end[rows], tubes.column[rows]
+        self._dtype = start.dtype
         shown = np.flatnonzero(end > start)
         if len(shown) < len(end):
             start, end, column = start.take(shown), end.take(shown), column.take(shown)
@@ -189,6 +194,9 @@ class _ColumnLookup:
 
     def count(self, tubes: TubeRuns, index: np.ndarray) -> np.ndarray:
         """(n,) numbers of pixels that the tubes at (n,) `index` share with ours."""
+        compiled = library()
+        if compiled is not None and self._curve is None and tubes.start.dtype == self._dtype == np.int32:
+            return self._count_compiled(compiled, tubes, index)
         rows = [tubes.rows(each) for each in index.tolist()]
         start, end, column = (
             np.concatenate([runs[each] for each in rows]) for runs in (tubes.start, tubes.end, tubes.column)
@@ -199,6 +207,14 @@ class _ColumnLookup:
         filled = np.flatnonzero(num_rows)
         if len(filled):  # a tube's pixels are numbered in the type of `shared`, so their number fits it
             counts[filled] = np.add.reduceat(shared, (np.cumsum(num_rows) - num_rows)[filled])
+        return counts
+
+    def _count_compiled(self, compiled: Library, tubes: TubeRuns, index: np.ndarray) -> np.ndarray:
+        counts = np.zeros(len(index), np.int64)
+        runs = (tubes.start, tubes.end, tubes.column)
+        begin, stop = tubes.first[index], tubes.first[index + 1]
+        for table in self._tables:
+            compiled.count_shared(runs, begin, stop, table, counts)
         return counts
 
     def _shared(self, start: np.ndarray, end: np.ndarray, column: np.ndarray) -> np.ndarray:

@@ -1,11 +1,12 @@
-"""Decode many run-length coded masks at once, checking every one of them, without C code.
+"""Decode many run-length coded masks at once, checking every one of them, without C code unless it was compiled.
 
 Masks come as the bytes they have in a JSON file: a quoted string of compressed counts (``"d2Oo..."``) or a list of run
 lengths (``[12, 5, ...]``). Both describe runs down the columns that alternate between background and foreground. The
 runs of all frames of a tube (the masks of one object in one video) are laid behind each other, so that a tube is one
 long mask, and overlaps of tubes are overlaps of runs.
 
-All arithmetic is done on whole batches in numpy: reading a mask costs less than a microsecond.
+All arithmetic is done on whole batches in numpy: reading a mask costs less than a microsecond. `compiled` does it in a
+third of that, if it was compiled.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lbvq.masks.compiled import library
 from lbvq.masks.rle import MAX_PIXELS, to_rle
 
 _QUOTE = ord('"') - ord("0") + 256  # a quotation mark, counted as a base-32 digit in uint8
@@ -61,8 +63,9 @@ def decode_masks(
         where: gives the place of mask i for the message of the ValueError that a broken mask raises.
     """
     num_pixels = sizes[:, 0] * sizes[:, 1]
+    whole = [(0, len(texts))] if len(texts) else []
     parts = []
-    for start, stop in _portions(texts):
+    for start, stop in _portions(texts) if library() is None else whole:
         part = slice(start, stop)
         try:
             runs = _decode(texts[part], num_pixels[part], offsets[part])
@@ -141,6 +144,8 @@ def _portions(texts: Sequence[bytes]) -> list[tuple[int, int]]:
 
 
 def _concatenate(parts: list[FrameRuns]) -> FrameRuns:
+    if len(parts) == 1:
+        return parts[0]
     if not parts:
         return FrameRuns(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(1, np.int64), np.zeros(0, np.int64))
     start, end, areas = (np.concatenate([getattr(part, key) for part in parts]) for key in ("start", "end", "areas"))
@@ -168,6 +173,12 @@ def _decode(texts: Sequence[bytes], num_pixels: np.ndarray, offsets: np.ndarray)
     dtype = np.int32 if int((offsets + num_pixels).max()) < 2**31 else np.int64
     if int(num_pixels.max()) > MAX_PIXELS or int(num_pixels.min()) <= 0:
         raise _UnusualMasksError
+    compiled = library()
+    if compiled is not None and dtype is np.int32:
+        decoded = compiled.decode(texts, num_pixels, offsets)
+        if decoded is None:
+            raise _UnusualMasksError
+        return FrameRuns(*decoded)
     read = _read_compressed if texts[0][:1] == b'"' else _read_lists
     return _place(read(b"".join(texts), len(texts), dtype), num_pixels, offsets)
 

@@ -1,0 +1,128 @@
+"""The inner loops of decoding and comparing masks in C, for whoever has a C compiler and evaluates a lot.
+
+    python -m lbvq.masks.compiled
+
+compiles `runs.c` once, into a file beside it. From then on `runs` and `evaluation.overlap` call it; without that file,
+or after a change of `runs.c`, they do the same in numpy. Results are equal to the last bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+import sys
+import zlib
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+SOURCE = Path(__file__).with_name("runs.c")
+COMPILERS = ("cc", "gcc", "clang")
+
+
+def build(folder: Path = SOURCE.parent) -> Path:
+    """Compile and return the file.
+
+    Raises:
+        OSError: there is no compiler, or it fails, or the folder cannot be written to.
+    """
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        raise OSError(f"no C compiler was found ({', '.join(COMPILERS)}); evaluation works without, in numpy")
+    target = _target(folder)
+    part = target.with_suffix(".part")
+    command = [compiler, "-O3", "-fwrapv", "-fPIC", "-shared", "-o", str(part), str(SOURCE)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(f"{compiler} cannot compile {SOURCE}: {done.stderr.strip()}")
+    part.replace(target)
+    return target
+
+
+def _target(folder: Path) -> Path:
+    """Named after the content of the source, so that an old file is not used with a new source."""
+    return folder / f"_runs_{zlib.crc32(SOURCE.read_bytes()):08x}.so"
+
+
+@lru_cache
+def library(folder: Path = SOURCE.parent) -> Library | None:
+    """The compiled functions, None where they were not compiled."""
+    target = _target(folder)
+    return Library(target) if target.exists() else None
+
+
+class Library:
+    """The functions of `runs.c`, called with arrays. All positions are int32 here, see `runs.FrameRuns`."""
+
+    def __init__(self, path: Path) -> None:
+        """Load a file made by `build`."""
+        functions = ctypes.CDLL(str(path))
+        pointer, whole = ctypes.c_void_p, ctypes.c_int64
+        self._decode, self._cut, self._count = functions.decode, functions.cut, functions.count_shared
+        self._decode.argtypes = [pointer, whole, *7 * [pointer]]
+        self._cut.argtypes = [pointer, pointer, whole, pointer, ctypes.c_int32, whole, *4 * [pointer]]
+        self._count.argtypes = [*3 * [pointer], whole, *5 * [pointer]]
+        self._decode.restype = self._cut.restype = whole
+        self._count.restype = None
+
+    def decode(
+        self, texts: Sequence[bytes], num_pixels: np.ndarray, offsets: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+        """Start, end, first and areas of F masks as in `FrameRuns`; None if one is broken or unusual."""
+        text = b"".join(texts)
+        stop = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
+        start, end = np.empty((2, len(text) // 2 + len(texts)), np.int32)  # a number takes a byte at least
+        first, areas = np.empty(len(texts) + 1, np.int64), np.empty(len(texts), np.int64)
+        given = [np.ascontiguousarray(each, np.int64) for each in (stop, num_pixels, offsets)]
+        arrays: list[np.ndarray] = [*given, start, end, first, areas]
+        num_rows = self._decode(text, len(texts), *map(_address, arrays))
+        return None if num_rows < 0 else (start[:num_rows], end[:num_rows], first, areas)
+
+    def cut_at_columns(
+        self, start: np.ndarray, end: np.ndarray, first: np.ndarray, height: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Start, end, column and first, see `overlap.TubeRuns`."""
+        room = len(start)  # as a rule no run is cut
+        while True:
+            starts, ends, column = np.empty((3, room), np.int32)
+            cut_first = np.empty(len(first), np.int64)
+            given = (_address(start), _address(end), len(first) - 1, _address(first), height, room)
+            filled = [_address(each) for each in (starts, ends, column, cut_first)]
+            num_rows = self._cut(*given, *filled)
+            if num_rows <= room:
+                return starts, ends, column, cut_first
+            room = num_rows
+
+    def count_shared(
+        self,
+        runs: tuple[np.ndarray, np.ndarray, np.ndarray],
+        begin: np.ndarray,
+        stop: np.ndarray,
+        table: tuple[np.ndarray, np.ndarray],
+        counts: np.ndarray,
+    ) -> None:
+        """Add to `counts` the pixels that tubes share with the runs of a table.
+
+        Args:
+            runs: start, end and column of all runs.
+            begin, stop: (n,) int64 rows of each tube.
+            table: (C,) start and (C,) end of the run in each column; every column of the rows is below C.
+            counts: (n,) int64.
+        """
+        arrays = (begin, stop, *table, counts)
+        self._count(*map(_address, runs), len(counts), *map(_address, arrays))
+
+
+def _address(array: np.ndarray) -> int:
+    """Where the numbers of a contiguous array lie; the array must outlive the use of it."""
+    return array.ctypes.data
+
+
+if __name__ == "__main__":
+    try:
+        print(build())
+    except OSError as error:
+        sys.exit(str(error))

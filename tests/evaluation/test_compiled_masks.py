@@ -1,0 +1,165 @@
+"""The compiled inner loops: numbers by hand, and the same to the last bit as those in numpy, whatever a mask holds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plain_tube_ap import as_files, random_case
+
+import lbvq.evaluation.overlap
+import lbvq.masks.runs
+from lbvq.evaluation.tube_ap import TubeAP
+from lbvq.masks import compiled, rle
+from lbvq.masks.runs import canonical_counts, decode_masks
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    if not any(map(shutil.which, compiled.COMPILERS)):
+        pytest.skip("needs a C compiler")
+    folder = tmp_path_factory.mktemp("compiled")
+    compiled.build(folder)
+    return compiled.library(folder)
+
+
+@contextlib.contextmanager
+def using(library):
+    """Let everything decode and compare with a library, or with numpy for None."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (lbvq.masks.runs, lbvq.evaluation.overlap):
+            patch.setattr(module, "library", lambda: library)
+        yield
+
+
+def decode(library, texts, size, offset=0):
+    """Lists of start, end, first, areas, or the message of the error."""
+    sizes = np.array([size] * len(texts))
+    with using(library):
+        try:
+            runs = decode_masks(texts, sizes, np.full(len(texts), offset), lambda index: f"mask {index}")
+        except ValueError as error:
+            return str(error)
+    return [each.tolist() for each in runs]
+
+
+@pytest.mark.parametrize("text", [b'"122O"', b"[1, 2, 2, 1]", b"[1,2,2,1]"])
+def test_four_runs_have_these_places(library, text):
+    # Two pixels from the second on, and the last of six; the fourth number of a string is 1 less than the second.
+    assert library.decode([text], np.array([6]), np.array([10]))[0].tolist() == [11, 15]
+    assert decode(library, [text, text], (2, 3), offset=10) == [[11, 15] * 2, [13, 16] * 2, [0, 2, 4], [3, 3]]
+
+
+@pytest.mark.parametrize("text", [b'"123"', b"[1, 2, 3]"])
+def test_behind_a_last_background_stands_a_run_of_no_length(library, text):
+    assert [each.tolist() for each in library.decode([text], np.array([6]), np.array([0]))] == [
+        [1, 6],
+        [3, 6],
+        [0, 2],
+        [2],
+    ]
+
+
+BROKEN = [
+    *(b'""', b'"12"', b'"1234"', b'"o"', b'"1oo3"', b'"PPPPPP0"', b'"1\\n23"', b'"1\\\\"', b'"12n"', b'"1"2"', b'"123'),
+    *(b'"3N5"', b'"VPPPPP0"'),  # a run of -2; a number of seven digits
+    *(b"[]", b"[1, 2]", b"[1, 2, 3", b"[1, 2, 3,]", b"[1, 2, , 3]", b"[1, 2, -3]", b"[1, 2, 3 ]", b"[12345678901]"),
+    *(b"[1, 2.0, 3]", b"", b"1", b'{"a": 1}', b"[[1, 2, 3]]", b'"\xff"'),
+]
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_what_is_broken_or_unusual_is_left_to_the_strict_reader(library, text):
+    assert library.decode([b"[6]", text], np.array([6, 6]), np.array([0, 0])) is None
+
+
+@pytest.mark.parametrize("text", [b'"6"', b'"V0"', b'"VP0"', b'"VPPPP0"', b"[6]", b"[000000006]"])
+def test_a_number_may_have_digits_too_many(library, text):
+    rows = [each.tolist() for each in library.decode([text], np.array([6]), np.array([0]))]
+    assert rows == [[6], [6], [0, 1], [0]]
+
+
+def test_a_backslash_counts_only_if_it_is_written_twice(library):
+    assert library.decode([b'"\\\\0"'], np.array([12]), np.array([0]))[0].tolist() == [12]
+    assert library.decode([b'"\\0"'], np.array([12]), np.array([0])) is None
+
+
+@given(st.lists(st.text(alphabet=[chr(code) for code in (34, *range(47, 113))], max_size=9), min_size=1, max_size=3))
+@settings(max_examples=300, deadline=None)
+def test_any_strings_are_decoded_or_refused_as_in_numpy(library, counts):
+    texts = [json.dumps(each).encode() for each in counts]
+    assert decode(library, texts, (5, 7)) == decode(None, texts, (5, 7))
+
+
+@given(st.lists(st.integers(0, 2000), min_size=1, max_size=9), st.sampled_from([(",", ":"), (", ", ": ")]))
+@settings(max_examples=100, deadline=None)
+def test_any_runs_are_decoded_as_in_numpy(library, runs, separators):
+    size = (max(1, sum(runs)), 1)
+    string = rle.to_rle({"size": list(size), "counts": runs}, *size)["counts"] if sum(runs) else "1"
+    for texts in ([json.dumps(runs, separators=separators).encode()] * 2, [json.dumps(string).encode()] * 2):
+        assert decode(library, texts, size, 7) == decode(None, texts, size, 7)
+    with using(library):
+        assert canonical_counts([{"size": list(size), "counts": string}], size, str) == [string]
+
+
+def test_runs_are_cut_at_the_ends_of_columns(library):
+    # Columns of three pixels; the second tube begins at pixel 0 again.
+    start, end = np.array([1, 8, 9, 24, 2], np.int32), np.array([7, 9, 9, 26, 3], np.int32)
+    pieces = library.cut_at_columns(start, end, np.array([0, 4, 5]), 3)
+    assert [each.tolist() for each in pieces] == [
+        [1, 3, 6, 8, 9, 24, 2],
+        [3, 6, 7, 9, 9, 26, 3],
+        [0, 1, 2, 2, 3, 8, 0],
+        [0, 6, 7],
+    ]
+
+
+def test_shared_pixels_are_those_of_the_run_of_the_column(library):
+    runs = tuple(np.array(each, np.int32) for each in ([1, 4, 7], [3, 6, 9], [0, 1, 2]))
+    table = np.array([2, 3, 0], np.int32), np.array([3, 6, 0], np.int32)  # of the third column there is none
+    counts = np.array([5, 0])
+    library.count_shared(runs, np.array([0, 1]), np.array([3, 2]), table, counts)
+    assert counts.tolist() == [5 + 1 + 2, 2]
+
+
+@given(st.integers(0, 2**31 - 1), st.sampled_from([None, 0.05]))
+@settings(max_examples=25, deadline=None)
+def test_scores_are_the_same_to_the_last_bit(library, seed, boundary_ratio):
+    truth, results = as_files(random_case(seed), rle.encode)
+    found = []
+    for each in (library, None):
+        with using(each):
+            found.append(TubeAP(truth, boundary_ratio=boundary_ratio).update(results))
+    for name, values in found[0].collected().items():
+        np.testing.assert_array_equal(values, found[1].collected()[name])
+    np.testing.assert_array_equal(found[0].compute().precision, found[1].compute().precision)
+
+
+def test_without_the_file_of_this_very_source_numpy_is_used(library, tmp_path, monkeypatch):
+    assert compiled.library(tmp_path) is None
+    source = tmp_path / "runs.c"
+    source.write_text(compiled.SOURCE.read_text() + "\n")
+    monkeypatch.setattr(compiled, "SOURCE", source)
+    assert compiled.library.__wrapped__(compiled.build(tmp_path).parent) is not None
+    source.write_text(source.read_text() + "\n")
+    assert compiled.library.__wrapped__(tmp_path) is None
+
+
+def test_what_cannot_be_compiled_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(OSError, match="no C compiler was found"):
+        compiled.build(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_with_a_mistake_leaves_no_file(library, tmp_path, monkeypatch):
+    monkeypatch.setattr(compiled, "SOURCE", tmp_path / "runs.c")
+    compiled.SOURCE.write_text("int f(void) { return }")
+    with pytest.raises(OSError, match=r"cannot compile .*runs\.c"):
+        compiled.build(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs.c"]
