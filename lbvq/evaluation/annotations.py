@@ -18,6 +18,7 @@ import numpy as np
 
 from lbvq.evaluation.mask_texts import Masks, read_masks
 from lbvq.files import rules
+from lbvq.files.json_files import collector_paused
 from lbvq.files.mask_file import MaskFile, read_mask_file
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class GroundTruth:
         has_annotations: False when the file has no annotations at all, as the public files of validation sets.
     """
 
+    @collector_paused()
     def __init__(
         self,
         source: str | Path | Mapping[str, Any] | MaskFile,
@@ -161,6 +163,7 @@ def _list_of_one(value: Any) -> list[Any] | None:
     return None if value is None else [value]
 
 
+@collector_paused()
 def read_predictions(
     source: str | Path | Iterable[Mapping[str, Any]] | MaskFile,
     ground_truth: GroundTruth,

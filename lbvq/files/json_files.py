@@ -5,6 +5,7 @@ Whatever is wrong with a file, the reader raises one ValueError that begins with
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import json
@@ -77,6 +78,21 @@ def without_nan(content: Any) -> Any:
     if isinstance(content, (list, tuple)):
         return [without_nan(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Keep Python from looking for garbage, for functions that make very many objects and none of them in a circle.
+
+    It would look through all of them again and again, which takes a tenth of the time of reading.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 # Opening

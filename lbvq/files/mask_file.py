@@ -17,7 +17,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lbvq.files.json_files import ByteStream, open_json, parse_json, read_json
+from lbvq.files.json_files import ByteStream, collector_paused, open_json, parse_json, read_json
 from lbvq.files.writing import atomic_path
 
 BLOCK_BYTES = 1 << 20
@@ -45,6 +45,7 @@ class MaskFile(NamedTuple):
         return cls(name, content, [], [])
 
 
+@collector_paused()
 def read_mask_file(path: str | os.PathLike[str]) -> MaskFile:
     """Read a .json file, a .json.gz file, or a .zip that holds one .json file; errors are those of `read_json`."""
     texts: list[bytes] = []

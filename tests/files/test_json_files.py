@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import math
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbvq.files.json_files import read_json, to_json
+from lbvq.files.json_files import collector_paused, read_json, to_json
 from lbvq.files.mask_file import MaskFile, read_mask_file, write_mask_file
 
 CONTENT = {"a": [1, None, {"size": [2, 2], "counts": "13"}], "é": "ü\n"}
@@ -188,3 +189,16 @@ def test_any_bytes_are_read_alike_by_both_readers_or_refused_by_name(data):
                     assert str(error).startswith(str(path))
                     outcomes.append(ValueError)
             assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_is_as_before_when_a_reader_fails(enabled):
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        with pytest.raises(ValueError, match="x"), collector_paused(), collector_paused():
+            assert not gc.isenabled()
+            raise ValueError("x")
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if before else gc.disable)()
