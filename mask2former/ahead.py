@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
 
-def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """The same items; while one is used, a thread takes the next, and never more than that.
+def ahead(items: Iterable[Item], count: int = 1) -> Generator[Item, None, None]:
+    """The same items; while one is used, a thread takes the next `count`, and never more than that.
 
-    An error of `items` is raised where its item would have come. Who stops early waits for the item under way.
+    An error of `items` is raised where its item would have come. Who stops early waits for the item under way, and then
+    the thread is gone.
     """
     iterator = ((item,) for item in items)  # a tuple each, so that None marks the end
-    with ThreadPoolExecutor(1, thread_name_prefix="one_ahead") as pool:
-        coming = pool.submit(next, iterator, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, iterator, None)
+    pool = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+    try:
+        coming = deque(pool.submit(next, iterator, None) for _ in range(count))
+        while (item := coming.popleft().result()) is not None:
+            coming.append(pool.submit(next, iterator, None))
             yield item[0]
+    finally:
+        pool.shutdown(cancel_futures=True)
+        iterator.close()  # lets go of `items`

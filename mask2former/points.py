@@ -8,6 +8,7 @@ mask, so a prediction at stride 4 and a target in pixels are read at the same pl
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +75,42 @@ def _joined(lists: Sequence[Tensor]) -> Iterator[Tensor]:
         yield torch.cat(waiting) if len(waiting) > 1 else waiting[0]
 
 
+class Draws(NamedTuple):
+    """What is drawn for n masks before their points are chosen."""
+
+    candidates: Tensor  # (n, P * ratio, 2)
+    anywhere: Tensor  # (n, P minus the important ones, 2)
+
+
+def draw_points(
+    num_masks: int,
+    num_points: int,
+    oversample_ratio: float = 3.0,
+    importance_sample_ratio: float = 0.75,
+    device: torch.device | None = None,
+) -> Draws:
+    """Draw what `choose_points` chooses from; see `uncertain_points`."""
+    if oversample_ratio < 1 or not 0 <= importance_sample_ratio <= 1:
+        raise ValueError(
+            f"oversample_ratio must be at least 1 and importance_sample_ratio in [0, 1], got {oversample_ratio} and "
+            f"{importance_sample_ratio}; set MODEL.MASK_FORMER.OVERSAMPLE_RATIO and IMPORTANCE_SAMPLE_RATIO."
+        )
+    num_anywhere = num_points - int(importance_sample_ratio * num_points)
+    candidates = torch.rand(num_masks, int(num_points * oversample_ratio), 2, device=device)
+    if num_anywhere == 0:
+        return Draws(candidates, candidates[:, :0])
+    return Draws(candidates, torch.rand(num_masks, num_anywhere, 2, device=device))
+
+
 @torch.no_grad()
+def choose_points(logits: Tensor, draws: Draws, num_points: int) -> Tensor:
+    """The candidates at which the logits (n, 1, h, w) are closest to 0, and what was drawn anywhere: (n, P, 2)."""
+    uncertainty = -point_sample(logits, draws.candidates)[:, 0].abs()  # (n, P * ratio)
+    chosen = uncertainty.topk(num_points - draws.anywhere.shape[1], dim=1).indices
+    points = draws.candidates.gather(1, chosen[:, :, None].expand(-1, -1, 2))
+    return torch.cat((points, draws.anywhere), dim=1)
+
+
 def uncertain_points(
     logits: Tensor, num_points: int, oversample_ratio: float = 3.0, importance_sample_ratio: float = 0.75
 ) -> Tensor:
@@ -90,21 +126,8 @@ def uncertain_points(
     Returns:
         (N, P, 2), the important ones first.
     """
-    if oversample_ratio < 1 or not 0 <= importance_sample_ratio <= 1:
-        raise ValueError(
-            f"oversample_ratio must be at least 1 and importance_sample_ratio in [0, 1], got {oversample_ratio} and "
-            f"{importance_sample_ratio}; set MODEL.MASK_FORMER.OVERSAMPLE_RATIO and IMPORTANCE_SAMPLE_RATIO."
-        )
-    num_masks = logits.shape[0]
-    num_important = int(importance_sample_ratio * num_points)
-    candidates = torch.rand(num_masks, int(num_points * oversample_ratio), 2, device=logits.device)
-    uncertainty = -point_sample(logits, candidates)[:, 0].abs()  # (N, P * ratio)
-    chosen = uncertainty.topk(num_important, dim=1).indices
-    points = candidates.gather(1, chosen[:, :, None].expand(-1, -1, 2))
-    if num_important < num_points:
-        anywhere = torch.rand(num_masks, num_points - num_important, 2, device=logits.device)
-        points = torch.cat((points, anywhere), dim=1)
-    return points
+    draws = draw_points(len(logits), num_points, oversample_ratio, importance_sample_ratio, logits.device)
+    return choose_points(logits, draws, num_points)
 
 
 def _sample(maps: Tensor, grid: Tensor) -> Tensor:

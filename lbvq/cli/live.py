@@ -124,20 +124,21 @@ def play(
     interrupts: Interrupts,
 ) -> None:
     """Segment frame after frame until the source or the user ends it; what was found until a signal is written."""
-    start, count, source = time.perf_counter(), 0, iter(frames)
+    start, count = time.perf_counter(), 0
     try:
-        while count != args.max_frames and not interrupts.received:
-            with interrupts.waiting():
-                frame = next(source, None)
-            if frame is None:
-                for sink in sinks:
-                    sink.complete()
-                break
-            objects = predictor.step(frame.picture)
-            count += 1
-            picture = draw_frame(frame.picture, objects, args.score_threshold, predictor.is_trained)
-            if not all([sink.show(picture, frame.time) for sink in sinks]):
-                break
+        with closing(iter(frames)) as source:
+            while count != args.max_frames and not interrupts.received:
+                with interrupts.waiting():
+                    frame = next(source, None)
+                if frame is None:
+                    for sink in sinks:
+                        sink.complete()
+                    break
+                objects = predictor.step(frame.picture)
+                count += 1
+                picture = draw_frame(frame.picture, objects, args.score_threshold, predictor.is_trained)
+                if not all([sink.show(picture, frame.time) for sink in sinks]):
+                    break
     except KeyboardInterrupt:
         pass  # while waiting for a frame
     if interrupts.received:

@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,9 @@ from lbvq.video.formats import STREAM_PROTOCOLS
 from lbvq.video.reader import VideoError, read_video
 from lbvq.video.sound import Sound
 from lbvq.video.times import uneven_times
+from mask2former.ahead import ahead
+
+FRAMES_AHEAD = 3  # decoded frames that wait; the others of a file need no memory
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +35,7 @@ class TimedFrame(NamedTuple):
 
 
 class FrameSource:
-    """Iterates over `TimedFrame`s.
+    """Iterates over `TimedFrame`s. An iteration that ends early is closed before the source is.
 
     Attributes:
         frame_rate: None where it is not known.
@@ -44,7 +47,7 @@ class FrameSource:
     sound: Sound | None = None
     has_sound = False
 
-    def __iter__(self) -> Iterator[TimedFrame]:
+    def __iter__(self) -> Generator[TimedFrame, None, None]:
         raise NotImplementedError
 
     def close(self) -> None:
@@ -52,7 +55,7 @@ class FrameSource:
 
 
 class FileSource(FrameSource):
-    """A video file or folder of frames."""
+    """A video file or folder of frames, of which a few are decoded while the present one is worked on."""
 
     def __init__(self, path: str | Path) -> None:
         self._frames = read_video(path)
@@ -62,7 +65,10 @@ class FileSource(FrameSource):
         self.sound = self._frames.sound
         self.has_sound = self.sound is not None
 
-    def __iter__(self) -> Iterator[TimedFrame]:
+    def __iter__(self) -> Generator[TimedFrame, None, None]:
+        return ahead(self._decoded(), FRAMES_AHEAD)
+
+    def _decoded(self) -> Generator[TimedFrame, None, None]:
         times = uneven_times(self._frames.timestamps)
         for t in range(len(self._frames)):
             try:
@@ -87,7 +93,7 @@ class StreamSource(FrameSource):
         self.frame_rate = float(self._stream.average_rate) if self._stream.average_rate else None
         self.has_sound = bool(container.streams.audio)
 
-    def __iter__(self) -> Iterator[TimedFrame]:
+    def __iter__(self) -> Generator[TimedFrame, None, None]:
         first = None
         for frame, problem in decode_stream(self._container, self._stream, self._name):
             if frame is None:
@@ -118,7 +124,7 @@ class CameraSource(FrameSource):
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def __iter__(self) -> Iterator[TimedFrame]:
+    def __iter__(self) -> Generator[TimedFrame, None, None]:
         while True:
             with self._new:
                 self._new.wait_for(lambda: self._frame is not None or self._ended)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,17 +34,20 @@ from lbvq.modeling.online.segmenter import (
     evidence_length,
     join_evidence,
 )
-from lbvq.modeling.postprocess import Chosen, MaskStream, inside_sums, mask_quality, resize, sizes_of
+from lbvq.modeling.postprocess import Chosen, MaskStream, inside_sums, mask_quality, over_frames, resize, sizes_of
 from lbvq.refine import refiner_name
 from mask2former.abilities import require
+from mask2former.ahead import ahead
 from mask2former.registry import model_class
 from mask2former.structures import ImageList
+from mask2former.transfer import to_host
 
 if TYPE_CHECKING:
     from mask2former.cfg import Cfg
 
 logger = logging.getLogger(__name__)
 
+FRAMES_AHEAD = 3  # decoded frames that wait for the network, on a GPU
 STATE_VERSION = 2  # 1 had an identity for every (row, label)
 
 
@@ -145,8 +149,14 @@ class StreamPredictor(Predictor):
         return _Stream(size, self.model.start_stream(), masks)
 
     def steps(self, frames: Iterable[Any]) -> list[FramePrediction]:
-        """Take several frames; the same as one `step` after the other."""
-        return [self.step(frame) for frame in frames]
+        """Take several frames; the same as one `step` after the other.
+
+        On a GPU the next frames are taken from `frames`, which may decode them, while the network works.
+        """
+        if not self.model.reads_ahead:
+            return [self.step(frame) for frame in frames]
+        with closing(ahead(frames, FRAMES_AHEAD)) as decoded:
+            return [self.step(frame) for frame in decoded]
 
     def finish(self, *, pairs: bool = True) -> VideoPrediction:
         """End the stream: what was found in the whole of it, with the identities of the steps. Starts a new one.
@@ -213,12 +223,13 @@ class StreamPredictor(Predictor):
     def _objects(self, stream: _Stream, state: StreamState, masks: StepMasks) -> FramePrediction:
         """The best objects, with their masks in the last frame of `masks`."""
         scores, labels, rows = self._decided(state, pairs=False)
-        logits = stream.masks.as_measured(masks.logits(rows.to(masks.features.device)))
-        if self.model.use_quality:
+        logits = stream.masks.as_measured(masks.logits(rows))
+        measured = inside_sums(logits) if self.model.use_quality else ()
+        visible, *sums = to_host([resize(logits[:, -1:], stream.size)[:, 0] > 0, *measured])
+        if sums:
             before = (part[rows] for part in stream.masks.sums())
-            total, count = (old + new for old, new in zip(before, inside_sums(logits), strict=True))
+            total, count = (old + over_frames(new) for old, new in zip(before, sums, strict=True))
             scores = scores * mask_quality(total, count)
-        visible = (resize(logits[:, -1:], stream.size)[:, 0] > 0).cpu()
         order = scores.argsort(descending=True, stable=True)
         return FramePrediction(
             visible[order].numpy(),
@@ -230,7 +241,7 @@ class StreamPredictor(Predictor):
 
     def _decided(self, state: StreamState, pairs: bool) -> Chosen:
         """See `OnlineSegmenter.decide`; on the CPU, scores in float32."""
-        scores, labels, rows = (part.cpu() for part in self.model.decide(state, pairs=pairs))
+        scores, labels, rows = to_host(self.model.decide(state, pairs=pairs))
         return scores.float(), labels, rows
 
     def _identities(self, rows: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mask2former.abilities import Abilities, refusal
-from mask2former.ahead import one_ahead
+from mask2former.ahead import ahead
 from mask2former.modeling.backbone import Backbone
 from mask2former.modeling.criterion import SetCriterion
 from mask2former.modeling.head import MaskFormerHead
@@ -187,7 +187,7 @@ class VideoModel(nn.Module):
         if len(frames) == 0:
             raise ValueError("the video has no frames.")
         chunks = _chunks(frames, chunk_size or self.frames_per_run)
-        for start, images in one_ahead(chunks) if self.reads_ahead else chunks:
+        for start, images in ahead(chunks) if self.reads_ahead else chunks:
             yield start, self.batch_images(images)
 
     @property

@@ -6,7 +6,7 @@ Nothing here holds mask logits of more than the frames it is given: masks leave 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lbvq.masks.tubes import MaskTubes
 from mask2former.structures import ImageList
+from mask2former.transfer import to_device, to_host
 
 
 class FrameSizes(TypedDict):
@@ -109,14 +110,19 @@ class MaskStream:
     def add(self, logits: Tensor, rows: Tensor | None = None) -> None:
         """Take the mask logits (n, t, h, w) of the next t frames: of all N, or of `rows` (n,); others are not there."""
         found = self._visible(logits)
-        sized = [self._measure(logits[few], self._named(few, rows)) for few in found]
-        masks = [(resize(each, self.output_size) > 0).cpu() for each in sized]
+        masks = []
+        for few in found:
+            shown, sized = self._sized(logits, few)
+            here = resize(sized, self.output_size) > 0
+            *sums, mask = to_host([*self._sums(shown, sized), here])
+            self._count(sums, self._named(few, rows))
+            masks.append(mask)
         self._keep(torch.cat(masks), self._named(torch.cat(found), rows), logits.shape[1])
 
     def measure(self, logits: Tensor, rows: Tensor | None = None) -> None:
         """As `add`, for the quality alone; the masks are not kept."""
         for few in self._visible(logits):
-            self._measure(logits[few], self._named(few, rows))
+            self._count(to_host(self._sums(*self._sized(logits, few))), self._named(few, rows))
         self.num_frames += logits.shape[1]
 
     def as_measured(self, logits: Tensor) -> Tensor:
@@ -127,7 +133,7 @@ class MaskStream:
     @staticmethod
     def _named(few: Tensor, rows: Tensor | None) -> Tensor:
         """Numbers of some of the masks given, on the CPU."""
-        return few.cpu() if rows is None else rows.cpu()[few.cpu()]
+        return few if rows is None else rows.cpu()[few]
 
     def quality(self) -> Tensor:
         """Mean foreground probability inside each mask over the whole video, (N,); 0 for a mask that is never there."""
@@ -185,18 +191,23 @@ class MaskStream:
         return stream
 
     def _visible(self, logits: Tensor) -> tuple[Tensor, ...]:
-        """Rows with a positive logit, a few at a time: where none is, there is none after resizing."""
+        """Rows with a positive logit, on the CPU, a few at a time: where none is, there is none after resizing."""
         pixels = logits.shape[1] * self.padded_size[0] * self.padded_size[1]
-        rows = (logits.amax(dim=(1, 2, 3)) > 0).nonzero().flatten()
-        return rows.split(max(1, PIXELS_AT_ONCE // max(pixels, 1)))
+        (visible,) = to_host([logits.amax(dim=(1, 2, 3)) > 0])
+        return visible.nonzero().flatten().split(max(1, PIXELS_AT_ONCE // max(pixels, 1)))
 
-    def _measure(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Add the logits (n, t, h, w) of some rows to the sums; returns them at the size of `as_measured`."""
-        resized = self.as_measured(logits)
-        total, count = inside_sums(logits.float() if self.quality_of_maps else resized)
-        self._inside_sum[rows] += total
-        self._inside_count[rows] += count
-        return resized
+    def _sized(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits (n, t, h, w) of some rows, and the same at the size of `as_measured`."""
+        shown = logits[to_device(rows, logits.device)]
+        return shown, self.as_measured(shown)
+
+    def _sums(self, shown: Tensor, sized: Tensor) -> tuple[Tensor, Tensor]:
+        return inside_sums(shown.float() if self.quality_of_maps else sized)
+
+    def _count(self, sums: Sequence[Tensor], rows: Tensor) -> None:
+        """Add what `inside_sums` gives for some rows."""
+        self._inside_sum[rows] += over_frames(sums[0])
+        self._inside_count[rows] += over_frames(sums[1])
 
     def _keep(self, masks: Tensor, rows: Tensor, num_frames: int) -> None:
         """Keep the masks (n, t, H, W) of some rows; the others are not visible in these frames."""
@@ -212,17 +223,21 @@ class MaskStream:
 
 
 def inside_sums(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of the foreground probability over the pixels inside each mask, and their number.
+    """Sum of the foreground probability over the pixels inside each mask of each frame, and their number.
 
     Args:
         logits: (N, t, H, W) at the size of the network input.
 
     Returns:
-        Two (N,) float64 on the CPU; `mask_quality` of their sums over all frames is the quality of a mask.
+        Two (N, t); `mask_quality` of what they are `over_frames` is the quality of a mask.
     """
     inside = F.threshold(logits.sigmoid(), 0.5, 0.0)  # (N, t, H, W), 0 outside the mask
-    totals, counts = inside.sum(dim=(2, 3)).cpu(), inside.count_nonzero(dim=(2, 3)).cpu()  # MPS has no float64
-    return totals.double().sum(dim=1), counts.double().sum(dim=1)
+    return inside.sum(dim=(2, 3)), inside.count_nonzero(dim=(2, 3))
+
+
+def over_frames(sums: Tensor) -> Tensor:
+    """(N, t) on the CPU -> (N,) float64, which not every device has."""
+    return sums.double().sum(dim=1)
 
 
 def mask_quality(total: Tensor, count: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 Every clip carries the same N annotated instances in each of its T frames; an instance that a frame lacks has class and
 id -1 there. Masks are padded to the size of the padded batch, because losses sample both sides at relative positions.
 
-Everything is selected and checked on the CPU, where samples come from, and copied to the device at the end: nothing is
-read back from it.
+Everything is selected and checked on the CPU, where samples come from. Only masks are copied to the device, at the end;
+labels and ids stay, because matches are made on the CPU, too: nothing is read back.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def prepare_targets(
     Args:
         samples: B training samples; `instances` is a list of T `Instances` with `gt_classes`, `gt_ids`, `gt_masks`.
         padded_size: (H, W) of the padded batch.
-        device: where the targets go.
+        device: where the masks go.
         num_classes: K, to check the classes against.
 
     Returns:
@@ -40,8 +40,8 @@ def prepare_targets(
     clip_targets: list[dict[str, Any]] = []
     for sample in samples:
         target = clip_target(sample, padded_size, HOST, num_classes)
-        clip_targets.append(_moved(target, device))
-        frame_targets.extend(_moved(frame, device) for frame in frames_of(target))
+        clip_targets.append(moved(target, device))
+        frame_targets.extend(moved(frame, device) for frame in frames_of(target))
     return frame_targets, clip_targets
 
 
@@ -64,11 +64,12 @@ def clip_target(
         "frame_idx": sample.get("frame_idx"),
         "name": name,
     }
-    return _moved(target, device)
+    return moved(target, device)
 
 
-def _moved(target: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {name: to_device(each, device) if isinstance(each, Tensor) else each for name, each in target.items()}
+def moved(target: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """A target with its masks on a device."""
+    return {**target, "masks": to_device(target["masks"], device)}
 
 
 def frames_of(target: dict[str, Any]) -> list[dict[str, Any]]:
@@ -105,7 +106,7 @@ def frames_with_all(
     classes = torch.stack([frame.gt_classes for frame in instances], dim=1).to(HOST)
     check_classes(classes[ids != ABSENT], num_classes, name)
     labels = torch.where(ids == ABSENT, num_classes, classes)
-    labels, ids, masks = (to_device(part, device) for part in (labels, ids, masks))
+    masks = to_device(masks, device)
     return [
         {
             "labels": labels[:, t],

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..points import point_sample, sample_lists, uncertain_points
-from .matcher import HungarianMatcher, Match, matched_rows
+from ..points import Draws, choose_points, draw_points, point_sample, sample_lists
+from ..transfer import to_device
+from .matcher import HungarianMatcher, Match, pairs_of
 
 if TYPE_CHECKING:
     from ..cfg import Cfg
+
+DRAWN_AT_ONCE = 2**24  # points; more layers are drawn, matched and compared one after the other
+
+Layer = dict[str, Any]  # what a decoder layer says
+Target = dict[str, Any]
+AnyLayer = TypeVar("AnyLayer")
 
 
 class SetCriterion(nn.Module):
     """Match queries with objects and compute the losses of every decoder layer, unweighted."""
 
     empty_weight: Tensor
+    matcher: HungarianMatcher
 
     def __init__(
         self,
         num_classes: int,
         *,
-        matcher: nn.Module,
+        matcher: HungarianMatcher,
         weight_dict: Mapping[str, float] | None = None,
         no_object_weight: float = 0.1,
         num_points: int = 12544,
@@ -94,84 +102,211 @@ class SetCriterion(nn.Module):
             losses are 0.
         """
         num_masks = average_over_processes(sum(len(target["labels"]) for target in targets), self.empty_weight.device)
-        losses = {}
-        auxiliary = outputs.get("aux_outputs", [])
+        layers = [outputs, *outputs.get("aux_outputs", [])]  # the last layer first: the published order of draws
         guided = None if guide is None else self.matcher(guide, targets)
-        matches = []
-        for index, layer in enumerate([outputs, *auxiliary]):  # the last layer first: the published order of draws
-            matches.append(self.matcher(layer, targets) if guided is None else guided)
-            suffix = f"_{index - 1}" if index else ""
-            for name, loss in self.layer_losses(layer, targets, matches[-1], num_masks).items():
-                losses[name + suffix] = loss
+        losses: dict[str, Tensor] = {}
+        matches: list[list[Match]] = []
+        for group in groups_of(layers, self.num_candidates(targets)):
+            found, draws = self.match_layers(group, targets, guided)
+            for layer_losses in self.losses_of_layers(group, targets, found, draws, num_masks):
+                suffix = f"_{len(matches) - 1}" if matches else ""
+                losses |= {name + suffix: loss for name, loss in layer_losses.items()}
+                matches.append(found[len(matches) % len(group)])
         in_layer_order = [*matches[1:], matches[0]]
         return losses, in_layer_order[-self.last_layer_num :]
 
-    def layer_losses(
-        self, outputs: dict[str, Any], targets: list[dict[str, Any]], matches: list[Match], num_masks: float
-    ) -> dict[str, Tensor]:
-        """Class, mask and dice loss of one layer under given matches."""
-        mask, dice = self.mask_losses(outputs["pred_masks"], targets, matches, num_masks)
-        return {
-            "loss_ce": self.class_loss(outputs["pred_logits"], targets, matches),
-            "loss_mask": mask,
-            "loss_dice": dice,
-        }
+    def num_candidates(self, targets: list[Target]) -> int:
+        """How many points are drawn for a layer at most."""
+        num_masks = sum(target["masks"].shape[:-2].numel() for target in targets)
+        return int(num_masks * self.num_points * self.oversample_ratio)
 
-    def class_loss(self, logits: Tensor, targets: list[dict[str, Any]], matches: list[Match]) -> Tensor:
+    def match_layers(
+        self, layers: list[Layer], targets: list[Target], guided: list[Match] | None = None
+    ) -> tuple[list[list[Match]], list[Any]]:
+        """Matches of every layer, and what was drawn for its losses.
+
+        All is drawn before anything is computed, in the order in which one layer after the other would draw it: so all
+        layers are matched together, and the host waits for a device once.
+        """
+        points, draws = [], []
+        for layer in layers:
+            if guided is None:
+                points.append(self.matcher.draw(layer, targets))
+            draws.append(self.draw(layer, targets, guided))
+        if guided is None:
+            return self.matcher.match_layers(layers, targets, points), draws
+        return [guided] * len(layers), draws
+
+    def draw(self, layer: Layer, targets: list[Target], guided: list[Match] | None) -> Any:
+        """Draw what the losses of a layer need."""
+        masks = layer["pred_masks"]
+        if guided is None:
+            num_pairs = self.matcher.num_pairs(layer, targets)
+        else:
+            num_pairs = sum(len(queries) for queries, _ in guided)
+        num_masks = num_pairs * masks.shape[2:-2].numel()  # every frame of a clip is a mask of its own
+        return draw_points(
+            num_masks, self.num_points, self.oversample_ratio, self.importance_sample_ratio, masks.device
+        )
+
+    def losses_of_layers(
+        self,
+        layers: list[Layer],
+        targets: list[Target],
+        matches: list[list[Match]],
+        draws: list[Any],
+        num_masks: float | Tensor,
+    ) -> Iterator[dict[str, Tensor]]:
+        """Class, mask and dice loss of every layer under given matches."""
+        mask_losses = self.mask_losses(layers, targets, matches, draws, num_masks)
+        for layer, found, (mask, dice) in zip(layers, matches, mask_losses, strict=True):
+            loss_ce = self.class_loss(layer["pred_logits"], targets, found)
+            yield {"loss_ce": loss_ce, "loss_mask": mask, "loss_dice": dice}
+
+    def class_loss(self, logits: Tensor, targets: list[Target], matches: list[Match]) -> Tensor:
         """Weighted cross entropy over all queries of all images; a query without object has class K."""
-        classes = torch.full(logits.shape[:2], logits.shape[-1] - 1, dtype=torch.int64, device=logits.device)
-        if matches:
-            images, queries = matched_rows(matches)
-            labels = [
-                target["labels"][objects.to(target["labels"].device)]
-                for target, (_, objects) in zip(targets, matches, strict=True)
-            ]
-            classes[images.to(classes.device), queries.to(classes.device)] = torch.cat(labels).to(classes.device)
+        classes = to_device(classes_of_queries(logits, targets, matches), logits.device)
         return F.cross_entropy(logits.float().flatten(0, 1), classes.flatten(), self.empty_weight)
 
     def mask_losses(
-        self, masks: Tensor, targets: list[dict[str, Any]], matches: list[Match], num_masks: float
-    ) -> tuple[Tensor, Tensor]:
-        """Mask and dice loss of all matched pairs, at points drawn for each of them.
+        self,
+        layers: list[Layer],
+        targets: list[Target],
+        matches: list[list[Match]],
+        draws: Sequence[Draws],
+        num_masks: float | Tensor,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Mask and dice loss of all matched pairs of every layer, at points drawn for each of them.
 
         Masks are those of images, (B, Q, h, w) and (G, H, W), or of clips, (B, Q, T, h, w) and (G, T, H, W).
         """
-        images, queries = matched_rows(matches)
-        pred = masks[images.to(masks.device), queries.to(masks.device)]
-        pred = pred.flatten(0, -3)[:, None]  # (n, 1, h, w); every frame of a clip is a mask of its own
-        if len(pred) == 0:
-            return pred.sum(), pred.sum()  # 0, still connected to the graph
-        with torch.no_grad():
-            points = uncertain_points(
-                pred.float(), self.num_points, self.oversample_ratio, self.importance_sample_ratio
-            )
-            matched = [target["masks"][objects] for target, (_, objects) in zip(targets, matches, strict=True)]
-            labels = sample_lists([masks.flatten(0, -3) for masks in matched], points)  # (n, P)
-        logits = point_sample(pred, points)[:, 0]
-        return sigmoid_ce_loss(logits, labels, num_masks), dice_loss(logits, labels, num_masks)
+        pred = [
+            select_rows(layer["pred_masks"], *pairs_of([found])[1:3])
+            for layer, found in zip(layers, matches, strict=True)
+        ]
+        masks = torch.cat(pred).flatten(0, -3)  # (n, h, w); every frame of a clip is a mask of its own
+        logits, labels = read_pairs(masks, [each["masks"] for each in targets], matches, draws, self.num_points)
+        counts = [each.shape[:-2].numel() for each in pred]
+        return losses_of_points(logits, labels, counts, num_masks)
 
 
-def dice_loss(logits: Tensor, targets: Tensor, num_masks: float) -> Tensor:
+def groups_of(layers: Sequence[AnyLayer], num_candidates: int) -> Iterator[list[AnyLayer]]:
+    """Layers that are matched and compared together: all of them, unless there are very many objects.
+
+    Args:
+        num_candidates: points that are drawn for each layer.
+    """
+    at_once = max(1, DRAWN_AT_ONCE // max(num_candidates, 1))
+    for start in range(0, len(layers), at_once):
+        yield list(layers[start : start + at_once])
+
+
+def select_rows(tensor: Tensor, *indices: Tensor) -> Tensor:
+    """`tensor[indices]` with indices on the CPU."""
+    return tensor[tuple(to_device(index, tensor.device) for index in indices)]
+
+
+def classes_of_queries(logits: Tensor, targets: list[Target], matches: Sequence[Match]) -> Tensor:
+    """Class of every query, (E, Q) int64 on the CPU; K where it has no object.
+
+    Args:
+        logits: (E, Q, K+1), for their sizes.
+        targets: entry e has target e % U.
+    """
+    classes = torch.full(logits.shape[:2], logits.shape[-1] - 1, dtype=torch.int64)
+    for entry, (queries, objects) in enumerate(matches):
+        classes[entry, queries] = targets[entry % len(targets)]["labels"].cpu()[objects]
+    return classes
+
+
+def read_pairs(
+    masks: Tensor,
+    target_masks: Sequence[Tensor],
+    matches: Sequence[Sequence[Match]],
+    draws: Sequence[Draws],
+    num_points: int,
+) -> tuple[Tensor, Tensor]:
+    """Read the predicted and the annotated masks of all matched pairs of several layers, at points of their own.
+
+    Args:
+        masks: (n, h, w) predicted masks, layer by layer, entry by entry, frame by frame.
+        target_masks: U times (G, H, W) or (G, T, H, W); entry e has e % U.
+        matches: for each layer those of its E entries.
+        draws: of every layer.
+
+    Returns:
+        Logits and labels, (n, P) each.
+    """
+    if len(masks) == 0:
+        nothing = masks.flatten(1)[:, :1]  # still connected to the graph
+        return nothing, nothing.detach()
+    masks = masks[:, None]
+    with torch.no_grad():
+        points = choose_points(
+            masks.float(), Draws(*(torch.cat(part) for part in zip(*draws, strict=True))), num_points
+        )
+        labels = read_annotated(target_masks, matches, points)
+    return point_sample(masks, points)[:, 0], labels
+
+
+def read_annotated(masks: Sequence[Tensor], matches: Sequence[Sequence[Match]], points: Tensor) -> Tensor:
+    """Read the annotated masks of all pairs at points (n, P, 2): (n, P); each mask once, at the points of all layers.
+
+    See `read_pairs`; a mask may be matched once in every layer and in every repetition of the targets.
+    """
+    layers, entries, _, objects = pairs_of(matches)
+    counts = torch.tensor([0, *(len(each) for each in masks)])
+    num_frames = masks[0].shape[1:-2].numel()
+    num_slots = len(matches) * (len(matches[0]) // len(masks))
+    rows = counts.cumsum(0)[entries % len(masks)] + objects
+    slots = layers * (num_slots // len(matches)) + entries // len(masks)
+    frames = (rows[:, None] * num_frames + torch.arange(num_frames)).flatten()
+    places = to_device(frames * num_slots + slots.repeat_interleave(num_frames), points.device)
+    num_places = int(counts.sum()) * num_frames * num_slots
+    spread = points.new_zeros(num_places, *points.shape[1:]).index_copy_(0, places, points)
+    read = sample_lists([each.flatten(0, -3) for each in masks], spread.view(-1, num_slots * points.shape[1], 2))
+    return read.reshape(num_places, points.shape[1]).index_select(0, places)
+
+
+def losses_of_points(
+    logits: Tensor, labels: Tensor, counts: list[int], num_masks: float | Tensor
+) -> list[tuple[Tensor, Tensor]]:
+    """Mask and dice loss of the layers that have `counts` of the n rows, (n, P) logits and labels."""
+    ce = mask_ce(logits, labels).split(counts)
+    dice = mask_dice(logits, labels).split(counts)
+    return [(a.sum() / num_masks, b.sum() / num_masks) for a, b in zip(ce, dice, strict=True)]
+
+
+def dice_loss(logits: Tensor, targets: Tensor, num_masks: float | Tensor) -> Tensor:
     """1 - dice coefficient of each of n masks, summed and divided by `num_masks`; (n, P) logits and targets."""
+    return mask_dice(logits, targets).sum() / num_masks
+
+
+def mask_dice(logits: Tensor, targets: Tensor) -> Tensor:
+    """1 - dice coefficient of each of n masks; (n, P) logits and targets -> (n,)."""
     probabilities = logits.sigmoid()
     overlap = 2 * (probabilities * targets).sum(1)
     total = probabilities.sum(1) + targets.sum(1)
-    return (1 - (overlap + 1) / (total + 1)).sum() / num_masks
+    return 1 - (overlap + 1) / (total + 1)
 
 
-def sigmoid_ce_loss(logits: Tensor, targets: Tensor, num_masks: float) -> Tensor:
+def sigmoid_ce_loss(logits: Tensor, targets: Tensor, num_masks: float | Tensor) -> Tensor:
     """Binary cross entropy averaged over the points of each of n masks, summed and divided by `num_masks`."""
-    loss = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
-    return loss.mean(1).sum() / num_masks
+    return mask_ce(logits, targets).sum() / num_masks
 
 
-def average_over_processes(count: float, device: torch.device) -> float:
+def mask_ce(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross entropy of each of n masks, mean over its points; (n, P) logits and targets -> (n,)."""
+    return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none").mean(1)
+
+
+def average_over_processes(count: float, device: torch.device) -> float | Tensor:
     """Mean of a count over all processes, at least 1: the number by which mask losses are divided."""
     if not (dist.is_available() and dist.is_initialized()):
         return max(float(count), 1.0)
-    total = torch.tensor([float(count)], device=device)
+    total = torch.full((), float(count), device=device)
     dist.all_reduce(total)
-    return max(total.item() / dist.get_world_size(), 1.0)
+    return (total / dist.get_world_size()).clamp(min=1.0)  # stays on the device: nobody waits for it
 
 
 def layer_weights(weights: Mapping[str, float], num_aux: int) -> dict[str, float]:

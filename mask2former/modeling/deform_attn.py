@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..linear import Linear, linear_transposed
+from ..transfer import tensor_like
 
 logger = logging.getLogger(__name__)
 
@@ -303,7 +304,7 @@ def _tensor_of(numbers: Sequence[float], like: Tensor) -> Tensor:
     """A tensor of numbers, which may be symbols for sizes while a graph is made."""
     if torch.compiler.is_compiling():
         return torch.stack([torch.full((), number, dtype=like.dtype, device=like.device) for number in numbers])
-    return like.new_tensor(numbers)
+    return tensor_like(numbers, like)
 
 
 def _areas(sizes: Sizes) -> list[int]:

@@ -111,7 +111,9 @@ class MaskFormer(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the losses that have a weight, multiplied by it."""
         padded_size = images.tensor.shape[-2:]
-        targets = [image_targets(sample["instances"].to(self.device), padded_size) for sample in samples]
+        targets = [image_targets(sample["instances"], padded_size) for sample in samples]
+        for target in targets:
+            target["masks"] = to_device(target["masks"], self.device)
         losses, _ = self.criterion(outputs, targets)
         return weighted(losses, self.criterion.weight_dict)
 

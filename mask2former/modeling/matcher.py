@@ -5,6 +5,7 @@ DETR, Carion et al., ECCV 2020, section 3.1, with the mask costs of Mask2Former,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,14 +16,20 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..points import point_sample, sample_lists
+from ..transfer import to_device, to_host
 
 COMPARED_AT_ONCE = 2**24  # pixels of predicted masks; more images are compared one after the other
 
 Match = tuple[Tensor, Tensor]  # query indices, ascending, and object indices, (n,) each, int64 on the CPU
 
+Places = list[Any]  # where the entries that are compared lie in the outputs: indices, or tuples of them
+
 
 class HungarianMatcher(nn.Module):
     """Match the queries of every image with its objects."""
+
+    scored: tuple[str, ...] = ("pred_logits",)  # outputs that `class_scores` needs
+    unit = "image"  # what an entry is called in messages
 
     def __init__(
         self, cost_class: float = 1.0, cost_mask: float = 1.0, cost_dice: float = 1.0, num_points: int = 12544
@@ -42,51 +49,121 @@ class HungarianMatcher(nn.Module):
 
         Args:
             outputs: `pred_logits` (B, Q, K+1) and `pred_masks` (B, Q, h, w), or (B, Q, T, h, w) of clips.
-            targets: for each image `labels` (G,), `masks` (G, H, W) or (G, T, H, W), and perhaps `name` for messages.
+            targets: for each image `labels` (G,) on the CPU, `masks` (G, H, W) or (G, T, H, W), and perhaps `name` for
+                messages.
 
         Returns:
             B matches; an image without objects has an empty one, and with G > Q some objects stay unmatched.
         """
-        # All costs first: a GPU computes the next while the first is copied.
-        costs = self.costs(outputs, targets)
+        return self.match_layers([outputs], targets, [self.draw(outputs, targets)])[0]
+
+    @torch.no_grad()
+    def match_layers(
+        self, layers: Sequence[dict[str, Any]], targets: list[dict[str, Any]], points: Sequence[Tensor]
+    ) -> list[list[Match]]:
+        """Match the outputs of several layers at points of `draw`; the host waits for a device once."""
+        costs = self.layer_costs(layers, targets, points)
+        return [self.assign(layer, targets) for layer in costs_on_host(costs)]
+
+    def places(self, outputs: dict[str, Any], targets: list[dict[str, Any]]) -> Places:
+        """Where the E entries that are compared lie: every image is one."""
+        return list(range(len(targets)))
+
+    def compared(self, targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The U targets that they are compared with; entry e belongs to target e % U."""
+        return targets
+
+    def num_pairs(self, outputs: dict[str, Any], targets: list[dict[str, Any]]) -> int:
+        """How many pairs the matches of these outputs will have together."""
+        num_queries = outputs["pred_logits"].shape[-2]
+        pairs = [min(num_queries, len(target["labels"])) for target in targets]
+        return sum(_repeated(pairs, len(self.places(outputs, targets))))
+
+    def draw(self, outputs: dict[str, Any], targets: list[dict[str, Any]]) -> Tensor:
+        """Draw (E, P, 2) points, entry after entry as published."""
+        device = outputs["pred_logits"].device
+        draws = [torch.rand(1, self.num_points, 2, device=device) for _ in self.places(outputs, targets)]
+        return torch.cat(draws) if draws else torch.zeros(0, self.num_points, 2, device=device)
+
+    def assign(self, costs: Sequence[Tensor], targets: list[dict[str, Any]]) -> list[Match]:
+        """Make matches of the costs of all entries, which are on the CPU."""
+        names = [target.get("name", f"{self.unit} {number} of the batch") for number, target in enumerate(targets)]
+        return [assign(cost, name) for cost, name in zip(costs, _repeated(names, len(costs)), strict=True)]
+
+    def costs(self, outputs: dict[str, Any], targets: list[dict[str, Any]]) -> list[Tensor]:
+        """Cost of giving object g to query q, for every entry: (Q, G) float32 each."""
+        return self.layer_costs([outputs], targets, [self.draw(outputs, targets)])[0]
+
+    def cost(self, outputs: dict[str, Any], target: dict[str, Any], image: int) -> Tensor:
+        """Cost of giving object g of an image to query q: (Q, G) float32."""
+        alone = {name: value[image : image + 1] for name, value in outputs.items() if isinstance(value, Tensor)}
+        return self.costs(alone, [target])[0]
+
+    def layer_costs(
+        self, layers: Sequence[dict[str, Any]], targets: list[dict[str, Any]], points: Sequence[Tensor]
+    ) -> list[list[Tensor]]:
+        """`costs` of several layers, each at its own points (E, P, 2)."""
+        if not layers or not len(points[0]):
+            return [[] for _ in layers]
+        places, compared = self.places(layers[0], targets), self.compared(targets)
+        read = read_targets([target["masks"] for target in compared], points)
+        labels = [target["labels"] for target in _repeated(compared, len(places))]
         return [
-            assign(cost, target.get("name", f"image {image} of the batch"))
-            for image, (cost, target) in enumerate(zip(costs, targets, strict=True))
+            self._costs_at(layer, places, labels, *at)
+            for layer, at in zip(layers, zip(points, read, strict=True), strict=True)
         ]
 
-    def costs(self, outputs: dict[str, Any], targets: list[dict[str, Any]], first: int = 0) -> list[Tensor]:
-        """Cost of giving object g to query q, for the images from `first` on: (Q, G) float32 each."""
+    def _costs_at(
+        self,
+        outputs: dict[str, Any],
+        places: Places,
+        labels: Sequence[Tensor],
+        points: Tensor,
+        target_masks: Sequence[Tensor],
+    ) -> list[Tensor]:
         masks = outputs["pred_masks"]
-        pixels = masks[0, :, ..., 0, 0].numel() * self.num_points  # that are read of the masks of an image
+        depth = len(places[0]) if isinstance(places[0], tuple) else 1  # of an entry in the outputs
+        pixels = math.prod(masks.shape[depth:-2]) * self.num_points  # that are read of the masks of an entry
         at_once = max(1, COMPARED_AT_ONCE // max(pixels, 1))
         costs = []
-        for start in range(0, len(targets), at_once):
-            part = targets[start : start + at_once]
-            images = slice(first + start, first + start + len(part))
-            points = draw_points(len(part), self.num_points, masks.device)
+        for start in range(0, len(places), at_once):
+            part = slice(start, start + at_once)
             costs += pairwise_costs(
-                self.class_scores(outputs, images),
-                sample_masks(masks[images], points),
-                [target["labels"] for target in part],
-                sample_targets([target["masks"] for target in part], points),
+                self.class_scores({name: select_entries(outputs[name], places[part]) for name in self.scored}),
+                read_masks(masks, places[part], points[part]),
+                labels[part],
+                target_masks[part],
                 cost_class=self.cost_class,
                 cost_mask=self.cost_mask,
                 cost_dice=self.cost_dice,
             )
         return costs
 
-    def cost(self, outputs: dict[str, Any], target: dict[str, Any], image: int) -> Tensor:
-        """Cost of giving object g of an image to query q: (Q, G) float32."""
-        return self.costs(outputs, [target], image)[0]
-
-    def class_scores(self, outputs: dict[str, Any], images: slice) -> Tensor:
-        """How well a query fits a class: (b, Q, K) or more classes."""
-        return outputs["pred_logits"][images].float().softmax(-1)
+    def class_scores(self, outputs: dict[str, Tensor]) -> Tensor:
+        """How well a query fits a class: (b, Q, K) or more classes, from the `scored` outputs (b, Q, ...)."""
+        return outputs["pred_logits"].float().softmax(-1)
 
 
-def draw_points(num_images: int, num_points: int, device: torch.device) -> Tensor:
-    """Draw (B, P, 2) points, image after image as published."""
-    return torch.cat([torch.rand(1, num_points, 2, device=device) for _ in range(num_images)])
+def select_entries(tensor: Tensor, places: Places) -> Tensor:
+    """Entries of the first axis, or of the first axes together: (b, ...)."""
+    if _are_neighbours(places):
+        return tensor[places[0] : places[0] + len(places)]
+    return torch.stack([tensor[place] for place in places])
+
+
+def read_masks(masks: Any, places: Places, points: Tensor) -> Tensor:
+    """Read the predicted masks of b entries at points (b, P, 2) of their own: (b, Q, P), or all frames, (b, Q, T*P)."""
+    if _are_neighbours(places):
+        return sample_masks(masks[places[0] : places[0] + len(places)], points)
+    return torch.cat([sample_masks(masks[place][None], at[None]) for place, at in zip(places, points, strict=True)])
+
+
+def _are_neighbours(places: Places) -> bool:
+    return isinstance(places[0], int) and places == list(range(places[0], places[0] + len(places)))
+
+
+def _repeated(targets: list[Any], count: int) -> list[Any]:
+    return targets * (count // max(len(targets), 1))
 
 
 def sample_masks(masks: Tensor, points: Tensor) -> Tensor:
@@ -95,15 +172,29 @@ def sample_masks(masks: Tensor, points: Tensor) -> Tensor:
     return sampled.view(*masks.shape[:2], masks.shape[2:-2].numel() * points.shape[1])
 
 
-def sample_targets(masks: Sequence[Tensor], points: Tensor) -> list[Tensor]:
-    """Read B lists of masks (G, H, W) or (G, T, H, W) at points (B, P, 2): (G, P) or (G, T*P) each."""
-    counts = torch.tensor([target.shape[:-2].numel() for target in masks], dtype=torch.int64)
-    every = points.repeat_interleave(counts.to(points.device), dim=0, output_size=int(counts.sum()))
-    sampled = sample_lists([target.flatten(0, -3) for target in masks], every).split(counts.tolist())
-    num_points = points.shape[1]
+def read_targets(masks: Sequence[Tensor], points: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Read annotated masks for all entries of all layers; each mask is read once, at the points of all of them.
+
+    Args:
+        masks: U times (G, H, W) or (G, T, H, W).
+        points: for each of D layers (E, P, 2); entry e reads the masks e % U, alike in all frames.
+
+    Returns:
+        For each layer E times (G, P), or (G, T*P).
+    """
+    at = torch.stack(list(points)).unflatten(1, (-1, len(masks)))  # (D, E/U, U, P, 2)
+    num_layers, num_repeats = at.shape[:2]
+    counts = [target.shape[:-2].numel() for target in masks]
+    every = [here.flatten(0, 2).expand(count, -1, -1) for here, count in zip(at.unbind(2), counts, strict=True)]
+    rows = sample_lists([target.flatten(0, -3) for target in masks], torch.cat(every)).split(counts)
+    # (G, T, D, E/U, P) of every target
+    read = [
+        each.reshape(len(target), target.shape[1:-2].numel(), num_layers, num_repeats, at.shape[3])
+        for each, target in zip(rows, masks, strict=True)
+    ]
     return [
-        rows.reshape(len(target), target.shape[1:-2].numel() * num_points)
-        for rows, target in zip(sampled, masks, strict=True)
+        [each[:, :, layer, repeat].flatten(1) for repeat in range(num_repeats) for each in read]
+        for layer in range(num_layers)
     ]
 
 
@@ -122,7 +213,7 @@ def pairwise_costs(
         B times (Q, G_b).
     """
     padded = pad_sequence(list(target_masks), batch_first=True)  # (B, G, P), zeros beyond G_b
-    classes = pad_sequence([label.to(scores.device) for label in labels], batch_first=True)
+    classes = to_device(pad_sequence(list(labels), batch_first=True), scores.device)
     costs = pairwise_cost(scores, masks, classes, padded, **weights)
     return [cost[:, : len(label)] for cost, label in zip(costs, labels, strict=True)]
 
@@ -177,11 +268,27 @@ def pairwise_dice(logits: Tensor, targets: Tensor) -> Tensor:
     return 1 - (overlap + 1) / (total + 1)
 
 
+def costs_on_host(costs: Sequence[list[Tensor]]) -> list[list[Tensor]]:
+    """The costs of several layers, copied to the CPU at once."""
+    on_host = iter(to_host([cost for layer in costs for cost in layer]))
+    return [[next(on_host) for _ in layer] for layer in costs]
+
+
+def pairs_of(matches: Sequence[Sequence[Match]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """List the pairs of several layers one after the other: layer, image, query, object; (n,) int64 on the CPU."""
+    rows = [(layer, image, *match) for layer, images in enumerate(matches) for image, match in enumerate(images)]
+    counts = torch.tensor([len(queries) for *_, queries, _ in rows], dtype=torch.int64)
+    columns = list(zip(*rows, strict=True)) or [(), (), (), ()]
+    layers, images = (torch.tensor(column, dtype=torch.int64).repeat_interleave(counts) for column in columns[:2])
+    nothing = counts.new_zeros(0)
+    queries, objects = (torch.cat([nothing, *column]) for column in columns[2:])
+    return layers, images, queries, objects
+
+
 def matched_rows(matches: Sequence[Match]) -> Match:
     """List the matched pairs of several images one after the other: image and query of each, (n,) both, on the CPU."""
-    counts = torch.tensor([len(queries) for queries, _ in matches], dtype=torch.int64)
-    images = torch.arange(len(matches)).repeat_interleave(counts)
-    return images, torch.cat([queries.cpu() for queries, _ in matches]) if matches else images
+    _, images, queries, _ = pairs_of([matches])
+    return images, queries
 
 
 def assign(cost: Tensor, name: str | None = None) -> Match:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 
 import numpy as np
 import pytest
@@ -64,6 +65,22 @@ def test_the_end_of_a_stream_is_what_the_whole_video_gives(pair):
     np.testing.assert_allclose(got.scores, want.scores, rtol=1e-5)
     assert got.masks.shape == want.masks.shape == (6, 7, 50, 70)
     assert (got.masks.to_dense() != want.masks.to_dense()).float().mean() < 1e-4
+
+
+def test_frames_taken_ahead_of_the_network_give_the_same_and_an_error_comes_at_its_frame(pair, monkeypatch):
+    def damaged():
+        yield from VIDEO[:3]
+        raise ValueError("damaged frame 3")
+
+    want = stream_of(pair).steps(VIDEO[:3])
+    monkeypatch.setattr(type(pair[0]), "reads_ahead", True)
+    for got, wanted in zip(stream_of(pair).steps(iter(VIDEO[:3])), want, strict=True):
+        same_frame(got, wanted)
+    stream = stream_of(pair)
+    with pytest.raises(ValueError, match="damaged frame 3"):
+        stream.steps(damaged())
+    assert stream.num_frames == 3
+    assert not any(thread.name.startswith("ahead") for thread in threading.enumerate())
 
 
 def test_each_frame_is_answered_by_objects_with_masks_of_its_size(pair):

@@ -15,7 +15,7 @@ from fixed_points import fixed_rand
 from helpers import GOLDEN
 
 from lbvq.config import get_cfg
-from lbvq.modeling.clips.criterion import ClipCriterion, clip_class_loss, clip_mask_losses, similarity_loss
+from lbvq.modeling.clips.criterion import ClipCriterion, clip_class_loss, similarity_loss
 from lbvq.modeling.clips.decoder import ClipMasks
 from lbvq.modeling.clips.matcher import ClipMatcher
 from mask2former.modeling.criterion import layer_weights, weighted
@@ -175,8 +175,11 @@ def test_a_perfect_mask_has_almost_no_loss_over_all_frames_together():
     truth[0, 0, 4:12, 4:12] = 1  # not there in the second frame
     masks = (truth - 0.5)[None, None] * 200
     match = [(torch.tensor([0]), torch.tensor([0]))]
-    mask, dice = clip_mask_losses(masks, [{"masks": truth}], match, 1.0, 400, 3.0, 0.75)
-    wrong_mask, wrong_dice = clip_mask_losses(-masks, [{"masks": truth}], match, 1.0, 400, 3.0, 0.75)
+    layers = [{"pred_logits": torch.zeros(1, 1, 1, 6), "pred_masks": each} for each in (masks, -masks)]
+    target = {"labels": torch.tensor([0]), "masks": truth}
+    draws = [criterion().draw(layer, [target]) for layer in layers]
+    losses = criterion().mask_losses(layers, [target], [match] * 2, draws, 1.0)
+    (mask, dice), (wrong_mask, wrong_dice) = losses
     assert mask.item() < 5 < 50 < wrong_mask.item()
     assert dice.item() < 0.3 < 0.9 < wrong_dice.item()
 
@@ -232,7 +235,7 @@ def test_clip_losses_and_costs_tell_masks_from_dice():
     target = {"labels": torch.tensor([0]), "masks": masks}
     costs = ClipMatcher(cost_class=3.0, cost_mask=20.0, cost_dice=1.0, num_points=4000)
     torch.manual_seed(0)
-    got = costs.cost(outputs, target, 0, 0).item()
+    got = costs.costs(outputs, [target])[0].item()
     assert got == pytest.approx(20 * math.log(2) - 1.5 + 0.5, abs=0.05)  # of 4,000 points about half lie inside
 
 

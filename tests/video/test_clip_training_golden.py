@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fixed_points import fixed_rand
+from frame_models import recorded_calls
 from golden_samples import training_sample
 from helpers import GOLDEN
 from synth_targets import clips, empty_clips
@@ -36,15 +37,15 @@ class TrainingRun:
         self.model = golden_model(config_file, **changes).train()
         if prefix == "vita":
             damp_(self.model)
-        self.raw, self.clip_matches, self.clip = [], [], []
+        self.raw, self.clip = [], []
         hooks = [
             self.model.criterion.register_forward_hook(lambda _, inputs, output: self.raw.append(output)),
-            self.model.clip_criterion.matcher.register_forward_hook(
-                lambda _, inputs, output: self.clip_matches.append(output)
-            ),
             self.model.clip_module.register_forward_hook(lambda _, inputs, output: self.clip.append((inputs, output))),
         ]
-        self.losses = self.loss()
+        with pytest.MonkeyPatch.context() as patch:
+            found = recorded_calls(self.model.clip_criterion.matcher, "assign", patch)
+            self.losses = self.loss()
+        self.clip_matches = [entries for _, entries in found]
         sum(self.losses.values()).backward()
         self.gradients = {name: p.grad.norm() for name, p in self.model.named_parameters() if p.grad is not None}
         for hook in hooks:

@@ -126,10 +126,10 @@ class Step:
         with pytest.MonkeyPatch.context() as patch, fixed_rand():
             patch.setattr(plugin, "draw_shares", lambda count: torch.tensor([draws.rand() for _ in range(count)]))
             patch.setattr(plugin, "contrast", counted)
-            matches = recorded_calls(model.criterion.matcher, "forward", patch)
+            matches = recorded_calls(model.criterion.matcher, "match_layers", patch)
             encoded = recorded_calls(model, "encode_frames", patch)
             self.losses = model(samples(batch))
-        self.frame_matches, self.all_matches = matches[0][1], matches[-1]
+        self.frame_matches, self.all_matches = matches[0][1][0], matches[-1]
         self.outputs = encoded[0][1].outputs
 
     def equals(self, tag: str, names: list[str]) -> None:
@@ -141,7 +141,7 @@ class Step:
             order = TRAINING[f"{tag}_frame_match/{image}_t"]
             assert objects.tolist() == order.tolist()
             assert queries.tolist() == TRAINING[f"{tag}_frame_match/{image}_q"].tolist()
-        (_, targets), matches = self.all_matches
+        (_, targets, _), (matches,) = self.all_matches
         num_clips = len(matches) // NUM_FRAMES
         for clip, queries in enumerate(plugin.queries_of_clips(matches, targets, NUM_FRAMES)):
             for frame, chosen in enumerate(queries.tolist()):

@@ -13,7 +13,7 @@ import torch
 from fixed_points import fixed_rand
 from helpers import GOLDEN
 
-from lbvq.modeling.genvis.criterion import GenvisCriterion, GenvisMatcher, split_target
+from lbvq.modeling.genvis.criterion import ClipInputs, GenvisCriterion, GenvisMatcher, split_target
 
 PRESENT = np.array([[1, 0, 1], [1, 1, 1], [0, 1, 1], [0, 0, 1]], bool)  # object, clip
 LABELS = torch.tensor([0, 3, 1, 4])
@@ -93,10 +93,11 @@ def test_frames_that_do_not_fill_a_clip_are_left_out():
 
 def test_owners_and_losses_are_the_recorded_ones():
     recorded = np.load(GOLDEN / "genvis_parts.npz")
-    owners = None
-    for clip, target in enumerate(split_target(video_target(), 2)):
-        with fixed_rand(), torch.no_grad():
-            losses, owners = criterion()(outputs_of(clip), [target], *frame_inputs(clip), owners)
+    targets = split_target(video_target(), 2)
+    clips = [ClipInputs(outputs_of(clip), [target], *frame_inputs(clip)) for clip, target in enumerate(targets)]
+    with fixed_rand(), torch.no_grad():
+        found = criterion()(clips)
+    for clip, (losses, owners) in enumerate(found):
         tag = f"crit_c{clip}/"
         want = {name.removeprefix(tag): recorded[name].item() for name in recorded.files if f"{tag}loss" in name}
         assert losses.keys() == want.keys()
@@ -115,7 +116,10 @@ def test_a_clip_without_a_visible_object_trains_the_classes_only(num_objects):
     }
     nothing = torch.zeros(0, dtype=torch.int64)
     frame_targets = [{"labels": nothing, "ids": nothing, "masks": torch.zeros(0, 12, 16)}] * 2
-    losses, owners = criterion()(outputs_of(0), split_target(target, 2), frame_targets, [[(nothing, nothing)] * 2] * 2)
+    frame_matches = [[(nothing, nothing)] * 2] * 2
+    ((losses, owners),) = criterion()(
+        [ClipInputs(outputs_of(0), split_target(target, 2), frame_targets, frame_matches)]
+    )
     assert losses["loss_genvis_ce"] > 0 and losses["loss_genvis_ce_0"] > 0
     assert all(loss == 0 for name, loss in losses.items() if "_ce" not in name)
     assert [len(queries) for queries in owners[0]] == [num_objects] * 2
@@ -150,4 +154,4 @@ def test_more_objects_than_queries_are_refused():
     target = {"labels": torch.zeros(7, dtype=torch.int64), "masks": torch.ones(7, 2, 12, 16), "ids": torch.zeros(7, 2)}
     target["name"] = "video 3"
     with pytest.raises(ValueError, match=r"video 3: 7 objects .* MODEL.VITA.NUM_OBJECT_QUERIES is 6"):
-        criterion()(outputs_of(0), split_target(target, 2), [], [])
+        criterion()([ClipInputs(outputs_of(0), split_target(target, 2), [], [])])

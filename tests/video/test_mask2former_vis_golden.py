@@ -110,7 +110,7 @@ def trained():
     model = trainable()
     samples = [training_sample(clip) for clip in clips(3)]
     with pytest.MonkeyPatch.context() as patch, fixed_rand():
-        costs = recorded_calls(HungarianMatcher, "costs", patch)
+        costs = recorded_calls(HungarianMatcher, "layer_costs", patch)
         matches = recorded_calls(matcher, "assign", patch)
         losses = model(samples)
     sum(losses.values()).backward()
@@ -131,7 +131,7 @@ def test_every_match_is_the_recorded_one(trained):
     for n, (_, (queries, objects)) in enumerate(matches):
         assert queries.tolist() == TRAINED[f"match/{n}_q"].tolist()
         assert objects.tolist() == TRAINED[f"match/{n}_t"].tolist()
-    every = [cost for _, of_layer in costs for cost in of_layer]
+    every = [cost for _, layers in costs for of_layer in layers for cost in of_layer]
     for n in range(4):
         torch.testing.assert_close(every[n], torch.from_numpy(TRAINED[f"cost/{n}"]), rtol=0, atol=2e-4)
 

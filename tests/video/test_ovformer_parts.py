@@ -10,10 +10,12 @@ import pytest
 import torch
 from golden_fill import fill_
 from helpers import GOLDEN, ROOT
+from ovformer_models import fixed_choice
 from torch import nn
 from video_models import load_cfg
 
-from lbvq.modeling.ovformer.criterion import class_frequencies, federated_subset
+from lbvq.modeling.ovformer import criterion
+from lbvq.modeling.ovformer.criterion import class_frequencies, federated_subset, first_to_come
 from lbvq.modeling.ovformer.tracks import LinkedTracks
 from lbvq.modeling.ovformer.zero_shot import ZeroShotClassifier, open_vocabulary_scores, read_text_embeddings
 from mask2former.registry import build_model
@@ -96,15 +98,23 @@ def test_class_frequencies_of_a_wrong_file_are_an_error(tmp_path, content):
 @pytest.mark.parametrize(
     "name, labels", [("few", [3, 3, 700, 1203]), ("none", [1203, 1203]), ("many", list(range(0, 1203, 20)))]
 )
-def test_federated_subset(name, labels):
-    with ov_inputs.fixed_multinomial():
-        got = federated_subset(torch.tensor(labels), UNITS["freq_weight_lvis"])
+def test_federated_subset(name, labels, monkeypatch):
+    monkeypatch.setattr(criterion, "first_to_come", fixed_choice)
+    got = federated_subset(torch.tensor(labels), UNITS["freq_weight_lvis"], torch.ones(1204))
     assert torch.equal(got, UNITS[f"fed_{name}"])
 
 
 def test_federated_subset_of_a_small_vocabulary_has_every_class_of_weight():
-    subset = federated_subset(torch.tensor([4, 1]), torch.tensor([1.0, 1.0, 0.0, 2.0]))
+    subset = federated_subset(torch.tensor([4, 1]), torch.tensor([1.0, 1.0, 0.0, 2.0]), torch.rand(5))
     assert subset[:2].tolist() == [1, 4] and sorted(subset[2:].tolist()) == [0, 3]
+
+
+def test_the_first_to_come_are_those_that_multinomial_draws():
+    weight = torch.rand(300) * (torch.arange(300) % 3 > 0)
+    torch.manual_seed(5)
+    wanted = torch.multinomial(weight, 50, replacement=False)
+    torch.manual_seed(5)
+    assert torch.equal(first_to_come(weight, torch.empty(300).exponential_(), 50), wanted)
 
 
 def test_score_is_the_geometric_mean_of_class_and_objectness():

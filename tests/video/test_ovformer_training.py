@@ -11,9 +11,10 @@ import torch
 from fixed_points import fixed_rand
 from frame_models import recorded_calls
 from helpers import GOLDEN, ROOT
-from ovformer_models import CLIP, IMAGE, clip_cfg, cropped, golden_model
+from ovformer_models import CLIP, IMAGE, clip_cfg, cropped, fixed_choice, golden_model
 
 from lbvq.data.categories import category_table
+from lbvq.modeling.ovformer import criterion as criterion_module
 from lbvq.modeling.ovformer.criterion import OpenVocabularyCriterion, class_frequencies
 from mask2former.registry import build_model
 from mask2former.structures import BitMasks, Instances
@@ -80,16 +81,17 @@ def test_losses_matches_and_gradients(config, name, batch, tmp_path, monkeypatch
     model = golden_model(config, tmp_path, keys, MODEL__MASK_FORMER__TRAIN_NUM_POINTS=1024).train()
     counts = category_table("lvis_v1" if name == "image" else "lvvis")["categories"]
     counts = counts if name == "image" else ov_inputs.lvvis_cat_info(counts)
-    model.criterion.freq_weight = frequencies(counts)
-    matches = recorded_calls(model.criterion.matcher, "forward", monkeypatch)
-    with fixed_rand(), ov_inputs.fixed_multinomial():
+    model.criterion.class_frequency = frequencies(counts)
+    matches = recorded_calls(model.criterion.matcher, "match_layers", monkeypatch)
+    monkeypatch.setattr(criterion_module, "first_to_come", fixed_choice)
+    with fixed_rand():
         losses = model(samples)
         sum(losses.values()).backward()
     assert sorted(losses) == recorded["loss_names"].tolist()
     got = np.array([losses[key].item() for key in sorted(losses)])
     np.testing.assert_allclose(got, recorded["loss_values"], rtol=1e-4, atol=4e-4)
     assert sum(got) == pytest.approx(recorded["total"].item(), rel=2e-5)
-    for layer, (_, found) in enumerate(matches):
+    for layer, found in enumerate(found for _, layers in matches for found in layers):
         for b, pair in enumerate(found):
             assert torch.stack(pair).tolist() == recorded[f"match{layer}_b{b}"].tolist()
     parameters = dict(model.named_parameters())
@@ -140,7 +142,7 @@ def test_a_batch_without_objects_has_the_objectness_loss_alone(criterion, num_fr
 
 
 def test_classes_that_never_appear_and_have_no_count_are_not_pushed_down(criterion):
-    criterion.freq_weight = torch.tensor([1.0, 1, 1, 0, 1, 1])
+    criterion.class_frequency = torch.tensor([1.0, 1, 1, 0, 1, 1])
     outputs = outputs_of(None)
     target = {"labels": torch.tensor([1, 4]), "masks": torch.rand(2, 16, 16) > 0.5}
     losses, _ = criterion(outputs, [target, target])
@@ -150,13 +152,13 @@ def test_classes_that_never_appear_and_have_no_count_are_not_pushed_down(criteri
 
 
 def test_training_without_counts_says_what_to_do(criterion):
-    criterion.freq_weight = torch.zeros(NUM_CLASSES)
+    criterion.class_frequency = torch.zeros(NUM_CLASSES)
     with pytest.raises(ValueError, match="CLASS_COUNTS_PATH"):
         criterion(outputs_of(None), [])
 
 
 def test_counts_of_other_classes_are_refused_in_training_only(criterion):
-    criterion.freq_weight = class_frequencies(ROOT / "datasets" / "metadata" / "lvis_v1.json", NUM_CLASSES)
+    criterion.class_frequency = class_frequencies(ROOT / "datasets" / "metadata" / "lvis_v1.json", NUM_CLASSES)
     with pytest.raises(ValueError, match="training with 6 classes"):
         criterion(outputs_of(None), [])
 

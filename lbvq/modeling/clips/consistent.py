@@ -7,13 +7,15 @@ query that an earlier frame has given away is taken.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mask2former.modeling.matcher import HungarianMatcher, Match, assign
+from mask2former.modeling.matcher import HungarianMatcher, Match, Places, assign
 from mask2former.structures import ABSENT
+from mask2former.transfer import to_device
 
 TAKEN = 1e6  # cost of a query that another object has
 
@@ -45,31 +47,58 @@ class ConsistentMatcher(HungarianMatcher):
             B*T matches, T times the same one for each clip. Queries are in the order in which their objects appear. An
             object that is never visible, or for which no query is left, stays unmatched.
         """
-        if len(targets) % self.num_frames:
-            raise ValueError(f"{len(targets)} frames are no clips of {self.num_frames}; see INPUT.SAMPLING_FRAME_NUM.")
-        matches = []
-        for start in range(0, len(targets), self.num_frames):
-            matches += [self.match_clip(outputs, targets, start)] * self.num_frames
-        return matches
+        return super().forward(outputs, targets)
 
-    def match_clip(self, outputs: dict[str, Any], targets: list[dict[str, Any]], start: int) -> Match:
-        """Match the clip whose first frame is entry `start`."""
-        frames = targets[start : start + self.num_frames]
-        first = first_frames(torch.stack([target["ids"] for target in frames])).cpu()
+    def places(self, outputs: dict[str, Any], targets: list[dict[str, Any]]) -> Places:
+        """Every frame in which objects appear."""
+        return [frame for frame, _ in self._appearing(targets)]
+
+    def compared(self, targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The objects that appear in these frames."""
+        return [appearing_target(targets[frame], rows) for frame, rows in self._appearing(targets)]
+
+    def num_pairs(self, outputs: dict[str, Any], targets: list[dict[str, Any]]) -> int:
+        num_queries, pairs = outputs["pred_logits"].shape[1], 0
+        free: dict[int, int] = {}  # of every clip
+        for frame, rows in self._appearing(targets):
+            left = num_queries if self.reuse_queries else free.get(frame // self.num_frames, num_queries)
+            found = min(left, len(rows))
+            free[frame // self.num_frames] = left - found
+            pairs += found
+        return pairs * self.num_frames
+
+    def assign(self, costs: Sequence[Tensor], targets: list[dict[str, Any]]) -> list[Match]:
+        of_clips: list[list[tuple[Tensor, Tensor, str]]] = [[] for _ in range(len(targets) // self.num_frames)]
+        for cost, (frame, rows) in zip(costs, self._appearing(targets), strict=True):
+            name = targets[frame].get("name", "frame of a clip")
+            of_clips[frame // self.num_frames].append((cost, rows, name))
+        return [match for clip in of_clips for match in [self.match_clip(clip)] * self.num_frames]
+
+    def match_clip(self, frames: Sequence[tuple[Tensor, Tensor, str]]) -> Match:
+        """Match a clip, given for each frame the costs (Q, n) of the n objects that appear, their rows (n,), a name."""
         taken = torch.zeros(0, dtype=torch.int64)
         matched = torch.zeros(0, dtype=torch.int64)
-        for frame in first[first < self.num_frames].unique().tolist():
-            appearing = (first == frame).nonzero().flatten()
-            target = appearing_target(frames[frame], appearing)
-            cost = self.cost(outputs, target, start + frame)
+        for cost, appearing, name in frames:
             if not self.reuse_queries:
-                cost[taken.to(cost.device)] = TAKEN
-            queries, objects = assign(cost, target["name"])
+                cost[taken] = TAKEN
+            queries, objects = assign(cost, name)
             if not self.reuse_queries:  # with fewer queries than objects the method has no free ones to choose
                 free = ~torch.isin(queries, taken)
                 queries, objects = queries[free], objects[free]
             taken, matched = torch.cat((taken, queries)), torch.cat((matched, appearing[objects]))
         return taken, matched
+
+    def _appearing(self, targets: list[dict[str, Any]]) -> list[tuple[int, Tensor]]:
+        """Frames in which objects appear for the first time in their clip, with the rows of these objects."""
+        if len(targets) % self.num_frames:
+            raise ValueError(f"{len(targets)} frames are no clips of {self.num_frames}; see INPUT.SAMPLING_FRAME_NUM.")
+        found = []
+        for start in range(0, len(targets), self.num_frames):
+            frames = targets[start : start + self.num_frames]
+            first = first_frames(torch.stack([target["ids"].cpu() for target in frames]))
+            for frame in first[first < self.num_frames].unique().tolist():
+                found.append((start + frame, (first == frame).nonzero().flatten()))
+        return found
 
 
 def first_frames(ids: Tensor) -> Tensor:
@@ -81,10 +110,8 @@ def first_frames(ids: Tensor) -> Tensor:
 
 def appearing_target(target: dict[str, Any], objects: Tensor) -> dict[str, Any]:
     """The target of a frame with some of its objects only."""
-    labels = target.get("cost_labels", target["labels"])
-    objects = objects.to(labels.device)
+    masks = target["masks"]
     return {
-        "labels": labels[objects],
-        "masks": target["masks"][objects],
-        "name": target.get("name", "frame of a clip"),
+        "labels": target.get("cost_labels", target["labels"]).cpu()[objects],
+        "masks": masks[to_device(objects, masks.device)],
     }

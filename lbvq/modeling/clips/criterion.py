@@ -6,18 +6,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mask2former.modeling.criterion import average_over_processes, dice_loss, layer_weights, sigmoid_ce_loss
-from mask2former.modeling.matcher import Match
-from mask2former.points import point_sample, sample_lists, uncertain_points
+from mask2former.modeling.criterion import (
+    average_over_processes,
+    classes_of_queries,
+    groups_of,
+    layer_weights,
+    losses_of_points,
+    read_pairs,
+    select_rows,
+)
+from mask2former.modeling.matcher import Match, costs_on_host, pairs_of
+from mask2former.points import Draws, draw_points
 from mask2former.structures import ABSENT
+from mask2former.transfer import to_device
 
+from .decoder import ClipMasks, select_masks
 from .matcher import ClipMatcher
 
 if TYPE_CHECKING:
@@ -30,13 +40,14 @@ class ClipCriterion(nn.Module):
     matcher_type: type[ClipMatcher] = ClipMatcher
 
     empty_weight: Tensor
+    matcher: ClipMatcher
 
     def __init__(
         self,
         num_classes: int,
         *,
         prefix: str,
-        matcher: nn.Module,
+        matcher: ClipMatcher,
         weight_dict: Mapping[str, float] | None = None,
         no_object_weight: float,
         num_points: int,
@@ -107,55 +118,85 @@ class ClipCriterion(nn.Module):
             Scalars; the last layer's names have no suffix, layer i before it has `_i`. All are 0 except the class loss
             when no clip has an object.
         """
-        matches = (self.matcher(layer, clip_targets) for _, layer in layers_of(outputs))
         num_objects = sum(len(target["labels"]) for target in clip_targets)
-        return self.losses(outputs, clip_targets, frame_targets, frame_matches, matches, num_objects)
+        num_masks = self.count_masks(outputs["pred_logits"], num_objects)
+        losses: dict[str, Tensor] = {}
+        for group in groups_of(layers_of(outputs), self.num_candidates(outputs, clip_targets)):
+            costs, draws = self.prepare([layer for _, layer in group], clip_targets)
+            on_host = costs_on_host(costs)
+            matches = [self.matcher.assign(layer, clip_targets) for layer in on_host]
+            losses |= self.losses(group, clip_targets, frame_targets, frame_matches, matches, draws, num_masks)
+        return losses
+
+    def prepare(
+        self, layers: list[dict[str, Any]], targets: list[dict[str, Any]]
+    ) -> tuple[list[list[Tensor]], list[Draws]]:
+        """Matching costs of every layer, and what is drawn for its losses.
+
+        All is drawn first, in the order in which one layer after the other would draw it.
+        """
+        points, draws = [], []
+        for layer in layers:
+            points.append(self.matcher.draw(layer, targets))
+            draws.append(self.draw(layer, targets))
+        with torch.no_grad():
+            return self.matcher.layer_costs(layers, targets, points), draws
+
+    def draw(self, layer: dict[str, Any], targets: list[dict[str, Any]]) -> Draws:
+        """Draw what the losses of a layer need: for every frame of a matched clip query."""
+        num_masks = self.matcher.num_pairs(layer, targets) * layer["pred_masks"].shape[3]
+        return draw_points(num_masks, *self.point_sampling, layer["pred_logits"].device)
+
+    def num_candidates(self, outputs: dict[str, Any], targets: list[dict[str, Any]]) -> int:
+        """How many points are drawn for a layer at most."""
+        num_masks = len(outputs["pred_logits"]) * sum(target["masks"].shape[:2].numel() for target in targets)
+        return int(num_masks * self.point_sampling[0] * self.point_sampling[1])
 
     def losses(
         self,
-        outputs: dict[str, Any],
+        layers: list[tuple[str, dict[str, Any]]],
         clip_targets: list[dict[str, Any]],
         frame_targets: list[dict[str, Any]],
         frame_matches: list[list[Match]],
-        matches: Iterable[list[Match]],
-        num_objects: int,
+        matches: list[list[Match]],
+        draws: list[Draws],
+        num_masks: float | Tensor,
     ) -> dict[str, Tensor]:
-        """Losses under given matches, for the last layer and then for every layer before it; see `forward`.
-
-        Args:
-            num_objects: how many objects of the B clips take part.
-        """
-        num_masks = self.count_masks(outputs["pred_logits"], num_objects)
+        """Losses of layers (suffix, outputs) under given matches; see `forward`."""
         losses: dict[str, Tensor] = {}
-        for (suffix, layer), layer_matches in zip(layers_of(outputs), matches, strict=True):
-            losses |= self.layer_losses(layer, clip_targets, layer_matches, num_masks, suffix)
+        mask_losses = self.mask_losses([layer for _, layer in layers], clip_targets, matches, draws, num_masks)
+        for (suffix, layer), found, (mask, dice) in zip(layers, matches, mask_losses, strict=True):
+            loss_ce = clip_class_loss(layer["pred_logits"], clip_targets, found, self.empty_weight)
+            losses[f"loss_{self.prefix}_ce{suffix}"] = loss_ce
+            losses[f"loss_{self.prefix}_mask{suffix}"] = mask
+            losses[f"loss_{self.prefix}_dice{suffix}"] = dice
             if suffix == "" and layer["pred_fq_embed"] is not None:
                 losses[f"loss_{self.prefix}_sim"] = self.sim_loss(
-                    layer, clip_targets, layer_matches, frame_targets, frame_matches
+                    layer, clip_targets, found, frame_targets, frame_matches
                 )
         return losses
 
-    def count_masks(self, logits: Tensor, num_objects: int) -> float:
+    def count_masks(self, logits: Tensor, num_objects: int) -> float | Tensor:
         """Number of matched masks by which mask losses are divided: mean over processes, at least 1."""
         return average_over_processes(logits.shape[0] * num_objects, logits.device)
 
-    def layer_losses(
+    def mask_losses(
         self,
-        outputs: dict[str, Any],
+        layers: list[dict[str, Any]],
         clip_targets: list[dict[str, Any]],
-        matches: list[Match],
-        num_masks: float,
-        suffix: str,
-    ) -> dict[str, Tensor]:
-        """Class, mask and dice loss of one decoder layer under given matches."""
-        mask, dice = clip_mask_losses(outputs["pred_masks"], clip_targets, matches, num_masks, *self.point_sampling)
-        return {
-            f"loss_{self.prefix}_ce{suffix}": clip_class_loss(
-                outputs["pred_logits"], clip_targets, matches, self.empty_weight
-            ),
-            f"loss_{self.prefix}_mask{suffix}": mask,
-            f"loss_{self.prefix}_dice{suffix}": dice,
-        }
+        matches: list[list[Match]],
+        draws: list[Draws],
+        num_masks: float | Tensor,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Mask and dice loss of the matched clip queries of every layer, at points drawn for every object and frame.
+
+        Sums over the matched pairs divided by `num_masks`; dice is taken over all frames of an object together.
+        """
+        pred = masks_of_pairs([layer["pred_masks"] for layer in layers], matches)  # (n, T, h, w)
+        targets, num_points = [target["masks"] for target in clip_targets], self.point_sampling[0]
+        read = read_pairs(pred.flatten(0, 1), targets, matches, draws, num_points)
+        logits, labels = (each.reshape(-1, pred.shape[1] * num_points) for each in read)
+        return losses_of_points(logits, labels, [num_pairs(found) for found in matches], num_masks)
 
     def sim_loss(
         self,
@@ -178,9 +219,8 @@ def layers_of(outputs: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [("", outputs)] + [(f"_{i}", layer) for i, layer in enumerate(outputs["aux_outputs"])]
 
 
-def entries_of(matches: list[Match], num_clips: int) -> list[tuple[int, int, Tensor, Tensor]]:
-    """Spell out L*B matches as (layer, clip, query indices, object indices)."""
-    return [(*divmod(entry, num_clips), queries, objects) for entry, (queries, objects) in enumerate(matches)]
+def num_pairs(matches: list[Match]) -> int:
+    return sum(len(queries) for queries, _ in matches)
 
 
 def clip_class_loss(
@@ -192,44 +232,26 @@ def clip_class_loss(
         logits: (L, B, N, K+1).
         class_weight: (K+1,).
     """
-    classes = torch.full(logits.shape[:3], logits.shape[-1] - 1, dtype=torch.int64, device=logits.device)
-    for layer, clip, queries, objects in entries_of(matches, logits.shape[1]):
-        classes[layer, clip, queries] = clip_targets[clip]["labels"][objects]
-    return F.cross_entropy(logits.float().flatten(0, 2), classes.flatten(), class_weight)
+    classes = classes_of_queries(logits.flatten(0, 1), clip_targets, matches)
+    return F.cross_entropy(logits.float().flatten(0, 2), to_device(classes.flatten(), logits.device), class_weight)
 
 
-def clip_mask_losses(
-    masks: Any,
-    clip_targets: list[dict[str, Any]],
-    matches: list[Match],
-    num_masks: float,
-    num_points: int,
-    oversample_ratio: float,
-    importance_sample_ratio: float,
-) -> tuple[Tensor, Tensor]:
-    """Mask and dice loss of matched clip queries, at points drawn for every object and frame.
+def masks_of_pairs(layers: Sequence[Any], matches: list[list[Match]]) -> Tensor:
+    """Masks (n, T, h, w) of the matched clip queries of several layers.
 
     Args:
-        masks: (L, B, N, T, h, w) logits, a tensor or `ClipMasks`.
-
-    Returns:
-        Sums over the matched pairs divided by `num_masks`; dice is taken over all frames of an object together.
+        layers: (L, B, N, T, h, w) logits of each, all tensors or all `ClipMasks`.
+        matches: for each layer those of its L*B entries.
     """
-    entries = entries_of(matches, len(clip_targets))
-    pred = torch.cat([masks[layer, clip, queries] for layer, clip, queries, _ in entries])  # (n, T, h, w)
-    if len(pred) == 0:
-        return pred.sum(), pred.sum()  # 0, still connected to the graph
-    num_frames = pred.shape[1]
-    pred = pred.flatten(0, 1)[:, None]  # (n*T, 1, h, w)
-    with torch.no_grad():
-        points = uncertain_points(pred.float(), num_points, oversample_ratio, importance_sample_ratio)  # (n*T, P, 2)
-        matched = [clip_targets[clip]["masks"][objects].flatten(0, 1) for _, clip, _, objects in entries]  # (m*T, H, W)
-        labels = sample_lists(matched, points).reshape(-1, num_frames * num_points)  # (n, T*P)
-    logits = point_sample(pred, points).reshape(-1, num_frames * num_points)
-    return sigmoid_ce_loss(logits, labels, num_masks), dice_loss(logits, labels, num_masks)
+    order, entries, queries, _ = pairs_of(matches)
+    outputs, clips = entries // layers[0].shape[1], entries % layers[0].shape[1]
+    if isinstance(layers[0], ClipMasks):
+        return select_masks(layers, order, outputs, clips, queries)
+    masks = [(order == number, masks) for number, masks in enumerate(layers)]
+    return torch.cat([select_rows(masks, outputs[here], clips[here], queries[here]) for here, masks in masks])
 
 
-Rows = tuple[Tensor, Tensor, Tensor]  # embeddings (R, C), ids (R,), groups (R,)
+Rows = tuple[Tensor, Tensor, Tensor]  # embeddings (R, C); on the CPU ids (R,) and groups (R,)
 
 
 def frame_query_rows(embeddings: Tensor, frame_targets: list[dict[str, Any]], matches: list[list[Match]]) -> Rows:
@@ -245,22 +267,17 @@ def frame_query_rows(embeddings: Tensor, frame_targets: list[dict[str, Any]], ma
     num_outputs, num_clips, num_frames = embeddings.shape[:3]
     if len(matches) != num_outputs:
         raise ValueError(f"expected frame matches of {num_outputs} decoder outputs, got {len(matches)}")
-    rows = []
-    for layer in range(num_outputs):
-        for image, (queries, objects) in enumerate(matches[layer]):
-            clip, frame = divmod(image, num_frames)
-            ids = frame_targets[image]["ids"][objects]
-            rows.append((embeddings[layer, clip, frame, queries], ids, torch.full_like(ids, layer * num_clips + clip)))
-    return _concatenate(rows)
+    layers, images, queries, objects = pairs_of(matches)
+    ids = [target["ids"].cpu() for target in frame_targets]
+    rows = select_rows(embeddings.flatten(1, 2), layers, images, queries)
+    return rows, _of_objects(ids, images, objects), layers * num_clips + images // num_frames
 
 
 def clip_query_rows(embeddings: Tensor, clip_targets: list[dict[str, Any]], matches: list[Match]) -> Rows:
     """Collect the matched clip queries (of embeddings (L, B, N, C)) with their object ids; see `frame_query_rows`."""
-    rows = []
-    for layer, clip, queries, objects in entries_of(matches, embeddings.shape[1]):
-        ids = clip_targets[clip]["ids"][objects].amax(dim=1)
-        rows.append((embeddings[layer, clip, queries], ids, torch.full_like(ids, layer * embeddings.shape[1] + clip)))
-    return _concatenate(rows)
+    _, entries, queries, objects = pairs_of([matches])
+    ids = [target["ids"].cpu().amax(dim=1) for target in clip_targets] * embeddings.shape[0]
+    return select_rows(embeddings.flatten(0, 1), entries, queries), _of_objects(ids, entries, objects), entries
 
 
 def similarity_loss(embeddings: Tensor, ids: Tensor, groups: Tensor) -> Tensor:
@@ -268,14 +285,15 @@ def similarity_loss(embeddings: Tensor, ids: Tensor, groups: Tensor) -> Tensor:
 
     Args:
         embeddings: (R, C), not normalised.
-        ids: (R,) object ids within the group; rows with id -1 are left out.
-        groups: (R,).
+        ids: (R,) object ids within the group, on the CPU; rows with id -1 are left out.
+        groups: (R,), on the CPU.
 
     Returns:
         Mean over the pairs, a row with itself included; 0 without rows.
     """
-    known = ids != ABSENT
-    embeddings, ids, groups = embeddings[known], ids[known], groups[known]
+    known = (ids != ABSENT).nonzero().flatten()
+    embeddings = select_rows(embeddings, known)
+    ids, groups = (to_device(each[known], embeddings.device) for each in (ids, groups))
     with torch.autocast(embeddings.device.type, enabled=False):
         products = embeddings.float() @ embeddings.float().T
     same_group = (groups[:, None] == groups[None]).float()
@@ -284,6 +302,7 @@ def similarity_loss(embeddings: Tensor, ids: Tensor, groups: Tensor) -> Tensor:
     return total / (same_group.sum() + 1e-6)
 
 
-def _concatenate(rows: list[Rows]) -> Rows:
-    embeddings, ids, groups = zip(*rows, strict=True)
-    return torch.cat(embeddings), torch.cat(ids), torch.cat(groups)
+def _of_objects(ids: list[Tensor], images: Tensor, objects: Tensor) -> Tensor:
+    """Ids of objects (n,) of images (n,), from the ids of every image."""
+    starts = torch.tensor([0, *map(len, ids)]).cumsum(0)
+    return torch.cat(ids)[starts[images] + objects]

@@ -8,12 +8,14 @@ they look at the frames is what the methods differ in; that part is in `lbvq.py`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from mask2former.layers import MLP, Conv2d, CrossAttentionLayer, FFNLayer, SelfAttentionLayer, c2_xavier_fill
+from mask2former.modeling.criterion import select_rows
 
 if TYPE_CHECKING:
     from mask2former.cfg import Cfg
@@ -204,3 +206,21 @@ class ClipMasks:
     def dense(self) -> Tensor:
         """The whole tensor (L, B, N, T, h, w)."""
         return torch.einsum("lbnc,btchw->lbnthw", self.embed, self.features)
+
+
+def select_masks(layers: Sequence[ClipMasks], order: Tensor, outputs: Tensor, clips: Tensor, queries: Tensor) -> Tensor:
+    """Masks (n, T, h, w) of clip queries of several layers with the same mask features.
+
+    One product for every clip: so its features have one gradient, instead of one for each layer and output.
+
+    Args:
+        order, outputs, clips, queries: (n,) each on the CPU, where the masks are: layer, l, b, query.
+    """
+    embed = select_rows(torch.stack([masks.embed for masks in layers]), order, outputs, clips, queries)  # (n, mask_dim)
+    if len(layers[0].clips) == 1:
+        return torch.einsum("nc,tchw->nthw", embed, layers[0].clips[0])
+    by_clip = clips.argsort(stable=True)
+    counts = torch.bincount(clips, minlength=len(layers[0].clips)).tolist()
+    parts = zip(select_rows(embed, by_clip).split(counts), layers[0].clips, strict=True)
+    masks = torch.cat([torch.einsum("nc,tchw->nthw", few, features) for few, features in parts])
+    return select_rows(masks, by_clip.argsort())

@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mask2former.modeling.criterion import select_rows
 from mask2former.modeling.matcher import Match
 from mask2former.structures import ABSENT
+from mask2former.transfer import to_device
 
 from ..contrast import Terms, contrast, join_terms, mean_terms
 
@@ -42,56 +44,59 @@ class MemoryContrast:
 
         Args:
             embeddings: (B, T, Q, C).
-            queries: one (T, N) int64 for each clip: the query of each object, `HIDDEN` where it is not visible.
+            queries: one (T, N) int64 on the CPU for each clip: the query of each object, `HIDDEN` where it is not
+                visible.
 
         Returns:
             loss_reid and loss_aux_reid, 0 but connected to the graph when nothing can be compared.
         """
         terms = []
         for clip, chosen in zip(embeddings, queries, strict=True):
-            terms += self.clip_terms(clip, chosen.to(clip.device))
+            terms += self.clip_terms(clip, chosen)
         return mean_terms(join_terms(terms, embeddings))
 
     def clip_terms(self, embeddings: Tensor, queries: Tensor) -> list[Terms]:
         """Both terms of `contrast` for every frame of a clip (T, Q, C) with objects that can be compared."""
         visible = queries != HIDDEN  # (T, N)
-        own = embeddings.gather(1, queries.clamp(min=0)[..., None].expand(-1, -1, embeddings.shape[-1]))  # (T, N, C)
-        averages = moving_averages(own, visible)
+        frames = torch.arange(len(queries))[:, None].expand_as(queries)
+        own = select_rows(embeddings, frames, queries.clamp(min=0))  # (T, N, C)
+        averages = moving_averages(own, to_device(visible, own.device))
         terms = []
         for frame in range(1, len(embeddings)):
             positives, compared = self.positives(frame, own, averages, visible)
-            if compared.any():
+            if len(compared):
                 counts = self.negatives(queries[frame - 1], embeddings.shape[1])[compared]
-                anchors = own[frame, compared]
-                terms.append(contrast(anchors, positives[compared, None], embeddings[frame - 1], counts))
+                anchors, positives = (select_rows(rows, compared) for rows in (own[frame], positives))
+                counts = to_device(counts, anchors.device)
+                terms.append(contrast(anchors, positives[:, None], embeddings[frame - 1], counts))
         return terms
 
     def positives(self, frame: int, own: Tensor, averages: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-        """What each object is compared with in a frame, (N, C), and whether it is, (N,) bool.
+        """What each object is compared with in a frame, (N, C), and the objects that are, (n,) on the CPU.
 
         It is the average until the frame before or the latest appearance; of an object that appears first, the next.
         """
         before, after = visible[:frame], visible[frame + 1 :]
         seen_before, seen_after = before.any(dim=0), after.any(dim=0)
-        latest = own[latest_true(before), torch.arange(own.shape[1], device=own.device)]
+        latest = select_rows(own, latest_true(before), torch.arange(own.shape[1]))
         asked = visible[frame] & seen_before
         by_average = torch.zeros_like(asked)
         if self.use_averages:
-            by_average[asked] = (draw_shares(int(asked.sum())) > 0.5).to(asked.device)
-        positives = torch.where(by_average[:, None], averages[frame - 1], latest)
+            by_average[asked] = draw_shares(int(asked.sum())) > 0.5
+        positives = torch.where(to_device(by_average[:, None], own.device), averages[frame - 1], latest)
         if len(after):
-            following = own[frame + 1 + after.int().argmax(dim=0), torch.arange(own.shape[1], device=own.device)]
-            positives = torch.where(seen_before[:, None], positives, following)
+            following = select_rows(own, frame + 1 + after.int().argmax(dim=0), torch.arange(own.shape[1]))
+            positives = torch.where(to_device(seen_before[:, None], own.device), positives, following)
         if self.skip_first_appearance:  # as published: the number of hidden frames is compared with the wrong one
             seen_after = seen_after & ((~after).sum(dim=0) != frame)
-        return positives, visible[frame] & (seen_before | seen_after)
+        return positives, (visible[frame] & (seen_before | seen_after)).nonzero().flatten()
 
     def negatives(self, queries: Tensor, num_queries: int) -> Tensor:
         """Which queries of a frame are others, (N, Q) bool: all of them where the object (N,) is hidden."""
-        others = torch.arange(num_queries, device=queries.device) != queries[:, None]
+        others = torch.arange(num_queries) != queries[:, None]
         if self.num_negatives >= num_queries - 1:
             return others
-        shares = torch.rand(others.shape, device=others.device).masked_fill(~others, -1.0)
+        shares = torch.rand(others.shape).masked_fill(~others, -1.0)
         least = shares.topk(self.num_negatives, dim=1).values[:, -1:]
         return (others & (shares >= least)) | (queries[:, None] == HIDDEN)
 
@@ -133,5 +138,5 @@ def queries_of_clips(matches: Sequence[Match], targets: Sequence[dict[str, Any]]
     for (queries, objects), target in zip(matches, targets, strict=True):
         chosen = torch.full((len(target["ids"]),), HIDDEN, dtype=torch.int64)
         chosen[objects] = queries
-        rows.append(torch.where(target["ids"].cpu() == ABSENT, HIDDEN, chosen))
+        rows.append(torch.where(target["ids"] == ABSENT, HIDDEN, chosen))
     return [torch.stack(rows[start : start + num_frames]) for start in range(0, len(rows), num_frames)]

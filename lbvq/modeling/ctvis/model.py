@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mask2former.modeling.criterion import weighted
 from mask2former.registry import META_ARCH_REGISTRY
 from mask2former.structures import ImageList
+from mask2former.transfer import to_host
 
 from ..base import EncodedFrames, FrameSegmenter
 from ..online.frame_matching import finite_masks, warn_if_not_finite
@@ -143,7 +144,7 @@ class CTVISModel(ContrastiveSegmenter, OnlineSegmenter):  # published name
         """Detections (t, Q), filled up, class logits and vectors on the CPU; mask logits (t, Q, h, w)."""
         outputs = self.encode_frames(images, start).outputs
         masks = finite_masks(outputs["pred_masks"].float())
-        embeds, logits = outputs["pred_embeds"].float(), outputs["pred_logits"].float()
+        embeds, logits = to_host([outputs["pred_embeds"].float(), outputs["pred_logits"].float()])
         warn_if_not_finite(start, embeds, logits)
         is_finite = (embeds.isfinite().all(-1) & logits.isfinite().all(-1))[..., None]
         never = torch.full_like(logits, NEVER)
@@ -154,8 +155,8 @@ class CTVISModel(ContrastiveSegmenter, OnlineSegmenter):  # published name
             "kept": torch.stack(
                 [nn.functional.pad(few, (0, len(logits[0]) - len(few)), value=NOT_KEPT) for few in kept]
             ),
-            "logits": logits.cpu(),
-            "embeds": torch.where(is_finite, embeds, 0.0).cpu(),
+            "logits": logits,
+            "embeds": torch.where(is_finite, embeds, 0.0),
             "masks": masks,
         }
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mask2former.transfer import to_device
+
 NO_ROW = -1  # of a track that is remembered and not reported
 NO_TRACK = -1  # of a detection
 
@@ -114,19 +116,19 @@ def select_detections(rules: TrackRules, logits: Tensor, masks: Tensor) -> Tenso
 
     Args:
         rules: of tracking.
-        logits: (Q, K+1).
+        logits: (Q, K+1) on the CPU.
         masks: (Q, h, w) logits.
     """
     scores = logits.float().softmax(dim=-1)[:, :-1].amax(dim=-1)
     scores, order = scores.sort(descending=True, stable=True)
     count = max(1, int((scores > rules.keep_above).sum()))
     order = order[:count]
-    overlaps = mask_overlaps(masks[order] > 0).cpu()  # a probability above 0.5
+    overlaps = mask_overlaps(masks[to_device(order, masks.device)] > 0).cpu()  # a probability above 0.5
     chosen: list[int] = []
     for index in range(count):
         if not chosen or overlaps[index, chosen].max() <= rules.overlap_limit:
             chosen.append(index)
-    return order.cpu()[chosen]
+    return order[chosen]
 
 
 def mask_overlaps(masks: Tensor) -> Tensor:

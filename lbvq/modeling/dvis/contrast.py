@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mask2former.transfer import to_device
+
 from ..contrast import Terms, contrast, join_terms
 
 MEMORY_SIZE = 20  # embeddings of a class, as published
@@ -25,7 +27,7 @@ def neighbour_terms(references: Tensor, queries: Tensor) -> Terms:
         queries: (n,) query of each object, the same in all frames.
     """
     num_frames, num_queries = references.shape[:2]
-    queries = queries.to(references.device)
+    queries = to_device(queries, references.device)
     others = torch.arange(num_queries, device=references.device) != queries[:, None]  # (n, Q)
     pairs = [(t, t - 1) for t in range(1, num_frames)] + [(t, t + 1) for t in range(1, num_frames - 1)]
     return join_terms(
@@ -56,7 +58,7 @@ class ClassMemory:
         if label in self.rows:
             rows = torch.cat((self.rows[label].to(rows.device), rows))
         if len(rows) > MEMORY_SIZE:
-            rows = rows[shuffled(len(rows)).to(rows.device)][-MEMORY_SIZE:]
+            rows = rows[to_device(shuffled(len(rows)), rows.device)][-MEMORY_SIZE:]
         self.rows[label] = rows
 
 
@@ -75,11 +77,11 @@ def clip_terms(embeddings: Tensor, queries: Tensor, labels: Tensor, memory: Clas
     Args:
         embeddings: (T, Q, C).
         queries: (n,) query of each object.
-        labels: (n,) class of each object.
+        labels: (n,) class of each object, on the CPU.
         memory: is changed.
     """
     terms, num_queries = [], embeddings.shape[1]
-    queries = queries.to(embeddings.device)
+    queries = to_device(queries, embeddings.device)
     others = torch.arange(num_queries, device=embeddings.device) != queries[:, None]  # (n, Q)
     positives = embeddings[:, queries].transpose(0, 1)  # (n, T, C)
     for frame in embeddings:

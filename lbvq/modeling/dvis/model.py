@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mask2former.linear import mask_logits
-from mask2former.modeling.criterion import SetCriterion, weighted
+from mask2former.modeling.criterion import SetCriterion, select_rows, weighted
 from mask2former.modeling.matcher import Match
 from mask2former.registry import META_ARCH_REGISTRY
 from mask2former.structures import ABSENT, ImageList
@@ -237,11 +237,8 @@ class DVIS_online(DecoupledSegmenter, OnlineSegmenter):  # published name
     def reordered(outputs: dict[str, Any], orders: Tensor) -> dict[str, Tensor]:
         """The segmenter's predictions (B*t, Q, ...) in the order of the objects (B, t, Q)."""
         orders = orders.flatten(0, 1)
-        frames = torch.arange(len(orders))[:, None]
-        return {
-            name: outputs[name][frames.to(outputs[name].device), orders.to(outputs[name].device)]
-            for name in ("pred_logits", "pred_masks")
-        }
+        frames = torch.arange(len(orders))[:, None].expand_as(orders)
+        return {name: select_rows(outputs[name], frames, orders) for name in ("pred_logits", "pred_masks")}
 
     def start_stream(self) -> StreamState:
         return {"tracker": {}}

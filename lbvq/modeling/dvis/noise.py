@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mask2former.transfer import to_device
+
 MODES = ("none", "rs", "wa", "cc")
 
 
@@ -55,16 +57,18 @@ class MatchNoise:
     def _video(self, rows: Tensor, matched: Tensor) -> tuple[Tensor, Tensor]:
         """The same for one video: (Q, C) and (Q,)."""
         if draw_share() >= self.ratio or self.mode == "none":
-            return rows[matched.to(rows.device)], matched
+            return rows[to_device(matched, rows.device)], matched
         own, other = torch.arange(len(rows)), draw_permutation(len(rows))
-        mixed_in = rows[other.to(rows.device)]
+        mixed_in = rows[to_device(other, rows.device)]
         if self.mode == "rs":
             return mixed_in, other
         if self.mode == "wa":
-            weight = torch.rand(len(rows), 1, 1, device=rows.device)[:, 0]
-            return weight * rows + (1 - weight) * mixed_in, torch.where(weight[:, 0].cpu() >= 0.5, own, other)
+            weight = torch.rand(len(rows), 1, 1)[:, 0]
+            taken = torch.where(weight[:, 0] >= 0.5, own, other)
+            weight = to_device(weight, rows.device)
+            return weight * rows + (1 - weight) * mixed_in, taken
         cuts = draw_cuts(len(rows), rows.shape[1])
-        keeps = torch.arange(rows.shape[1], device=rows.device) < cuts[:, None].to(rows.device)  # (Q, C)
+        keeps = torch.arange(rows.shape[1], device=rows.device) < to_device(cuts[:, None], rows.device)  # (Q, C)
         # as published: the query that gave the smaller part is named
         return torch.where(keeps, rows, mixed_in), torch.where(cuts < rows.shape[1] // 2, other, own)
 

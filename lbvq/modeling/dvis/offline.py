@@ -82,7 +82,7 @@ class DVIS_offline(DecoupledSegmenter):  # published name
         losses = weighted(losses, self.criterion.weight_dict)
         if self.contrast_weight:
             terms = [
-                clip_terms(embeddings, chosen, target["labels"][rows.to(target["labels"].device)], self.class_memory)
+                clip_terms(embeddings, chosen, target["labels"][rows], self.class_memory)
                 for embeddings, target, (chosen, rows) in zip(
                     refined[-1], targets, self.match_of_contrast(matches), strict=True
                 )

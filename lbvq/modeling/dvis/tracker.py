@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from mask2former.layers import MLP, Conv2d, CrossAttentionLayer, FFNLayer, SelfAttentionLayer
 from mask2former.linear import Linear
+from mask2former.transfer import to_device
 
 from ..online.tracking import assign_queries, cosine_similarity
 from .noise import MatchNoise
 
 # What a stream remembers of the frame before, in the order of the objects: `outputs` (Q, B, C), what the last layer
-# said, and `compared` (Q, B, C), the queries that the next frame is compared with. Empty before the first frame.
+# said, and `compared` (Q, B, C), float32 on the CPU, the queries that the next frame is compared with. Empty before the
+# first frame.
 TrackState = dict[str, Tensor]
 
 
@@ -91,7 +93,8 @@ class ReferringTracker(nn.Module):
             The objects, and the state after the last of these frames.
         """
         outputs, references, orders = [], [], []
-        for frame_compared, frame_memory in zip(compared, memory, strict=True):
+        on_host = compared.detach().float().cpu()  # all frames at once
+        for frame_compared, frame_memory in zip(on_host, memory, strict=True):
             starts, order = self.start(frame_compared, frame_memory, state, noise)
             layers, reference = self.run_layers(starts, frame_memory, state.get("outputs"))
             state = {"outputs": layers[-1], "compared": in_order(frame_compared, order)}
@@ -110,7 +113,10 @@ class ReferringTracker(nn.Module):
     def start(
         self, compared: Tensor, memory: Tensor, state: TrackState, noise: MatchNoise | None
     ) -> tuple[Tensor, Tensor]:
-        """What the objects start from in a frame, (Q, B, C), and the queries (B, Q) that it was taken from."""
+        """What the objects start from in a frame, (Q, B, C), and the queries (B, Q) that it was taken from.
+
+        What is compared, and the answer, are on the CPU.
+        """
         num_queries, batch = compared.shape[:2]
         if not state:
             return memory, torch.arange(num_queries).expand(batch, -1)
@@ -122,8 +128,7 @@ class ReferringTracker(nn.Module):
     @torch.no_grad()
     def match(self, before: Tensor, compared: Tensor) -> Tensor:
         """Queries (Q, B, C) of a frame in the order of the objects (Q, B, C) of the frame before: (B, Q) int64."""
-        before, compared = before.float().cpu(), compared.float().cpu()
-        pairs = zip(before.unbind(1), compared.unbind(1), strict=True)
+        pairs = zip(before.float().cpu().unbind(1), compared.unbind(1), strict=True)
         order = torch.stack([assign_queries(cosine_similarity(old, new)) for old, new in pairs])
         return order.argsort(dim=1) if self.inverse_order else order
 
@@ -216,5 +221,5 @@ class ReferringTrackerPlus(ReferringTracker):
 
 def in_order(rows: Tensor, order: Tensor) -> Tensor:
     """Take rows (Q, B, C) in the order (B, Q) of each video."""
-    index = order.T.to(rows.device)
+    index = to_device(order.T, rows.device)
     return rows[index, torch.arange(rows.shape[1], device=rows.device)]

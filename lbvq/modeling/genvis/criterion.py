@@ -7,12 +7,14 @@ the network is trained to carry an object in one query through the whole video, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mask2former.modeling.matcher import Match, assign
+from mask2former.modeling.matcher import Match, assign, costs_on_host
+from mask2former.points import Draws
 
 from ..clips.criterion import ClipCriterion, layers_of
 from ..clips.matcher import ClipMatcher
@@ -22,6 +24,16 @@ FORBIDDEN = 1e6  # cost of a pair that must not be made
 # Query of every object of a video, (N,) int64 on the CPU, for each of L*B entries; of an object that has not appeared
 # yet it is a placeholder.
 Owners = list[Tensor]
+
+
+@dataclass
+class ClipInputs:
+    """What there is to a clip of B videos; see `ClipCriterion.forward`, and `split_target` for the targets."""
+
+    outputs: dict[str, Any]
+    targets: list[dict[str, Any]]
+    frame_targets: list[dict[str, Any]]
+    frame_matches: list[list[Match]]
 
 
 def split_target(target: dict[str, Any], clip_length: int) -> list[dict[str, Any]]:
@@ -47,34 +59,34 @@ def split_target(target: dict[str, Any], clip_length: int) -> list[dict[str, Any
 
 
 class GenvisMatcher(ClipMatcher):
-    """Match new objects with queries that belong to nobody visible."""
+    """Match new objects with queries that belong to nobody visible; targets are of one clip, from `split_target`."""
 
-    @torch.no_grad()
-    def forward(  # type: ignore[override]  # `GenvisCriterion` alone calls it
-        self, outputs: dict[str, Any], targets: list[dict[str, Any]], owners: Owners | None = None
-    ) -> Owners:
-        """Find the query of every object.
-
-        Args:
-            outputs: as of `ClipMatcher`.
-            targets: B targets of one clip from `split_target`.
-            owners: queries of the objects after the clip before; None for the first clip.
-
-        Returns:
-            Queries of the objects after this clip, for each of L*B entries, L outermost.
-        """
-        num_outputs, num_clips, num_queries = outputs["pred_logits"].shape[:3]
-        result = []
-        for entry in range(num_outputs * num_clips):
-            layer, clip = divmod(entry, num_clips)
-            target, before = targets[clip], None if owners is None else owners[entry]
+    def num_pairs(self, outputs: dict[str, Any], targets: list[dict[str, Any]]) -> int:
+        """Every visible object has a query in every entry."""
+        num_outputs, _, num_queries = outputs["pred_logits"].shape[:3]
+        for target in targets:
             if len(target["labels"]) > num_queries:
                 raise ValueError(
                     f"{target.get('name') or 'sample'}: {len(target['labels'])} objects in a video need as many "
                     f"queries, MODEL.VITA.NUM_OBJECT_QUERIES is {num_queries}."
                 )
-            result.append(self.match(self.cost(outputs, target, layer, clip), target, before))
-        return result
+        return num_outputs * sum(int(target["valid"].sum()) for target in targets)
+
+    def owners(self, costs: Sequence[Tensor], targets: list[dict[str, Any]], before: Owners | None) -> Owners:
+        """Find the query of every object.
+
+        Args:
+            costs: of L*B entries, on the CPU.
+            targets: B targets of one clip from `split_target`.
+            before: queries of the objects after the clip before; None for the first clip.
+
+        Returns:
+            Queries of the objects after this clip, for each of L*B entries, L outermost.
+        """
+        return [
+            self.match(cost, targets[entry % len(targets)], None if before is None else before[entry])
+            for entry, cost in enumerate(costs)
+        ]
 
     def match(self, cost: Tensor, target: dict[str, Any], before: Tensor | None) -> Tensor:
         """Assign the new objects of one clip; the others keep their queries.
@@ -82,10 +94,10 @@ class GenvisMatcher(ClipMatcher):
         As published, the query of an object that is hidden in this clip may be given away to a new one.
 
         Args:
-            cost: (Q, N).
+            cost: (Q, N), on the CPU as all that belongs to the target but its masks.
             before: (N,) queries of the objects so far.
         """
-        cost, new, valid = cost.cpu().clone(), target["new"].cpu(), target["valid"].cpu()
+        cost, new, valid = cost.clone(), target["new"], target["valid"]
         cost[:, ~new] = FORBIDDEN
         if before is not None:
             cost[before[valid & ~new]] = FORBIDDEN
@@ -99,39 +111,42 @@ class GenvisCriterion(ClipCriterion):
     """Losses of one clip after another."""
 
     matcher_type = GenvisMatcher
+    matcher: GenvisMatcher
 
     def forward(  # type: ignore[override]  # `Genvis` alone calls it
-        self,
-        outputs: dict[str, Any],
-        clip_targets: list[dict[str, Any]],
-        frame_targets: list[dict[str, Any]],
-        frame_matches: list[list[Match]],
-        owners: list[Owners] | None = None,
-    ) -> tuple[dict[str, Tensor], list[Owners]]:
-        """Compute the losses of one clip of B videos, unweighted.
+        self, clips: Sequence[ClipInputs]
+    ) -> list[tuple[dict[str, Tensor], list[Owners]]]:
+        """Compute the losses of the clips of B videos one after the other, unweighted.
 
-        Args:
-            outputs, frame_targets, frame_matches: as of `ClipCriterion`, of this clip.
-            clip_targets: from `split_target`.
-            owners: what this function returned for the clip before; None for the first clip.
+        What the network says about a clip does not depend on the matches before it, so the host waits for the costs of
+        all of them once.
 
         Returns:
-            Losses, named as those of `ClipCriterion`; and the queries of the objects, for the last decoder layer and
-            then for every layer before it.
+            For each clip the losses, named as those of `ClipCriterion`; and the queries of the objects, for the last
+            decoder layer and then for every layer before it.
         """
-        layers = [layer for _, layer in layers_of(outputs)]
-        before: Sequence[Owners | None] = owners or [None] * len(layers)
-        owners = [self.matcher(layer, clip_targets, queries) for layer, queries in zip(layers, before, strict=True)]
-        matches = [visible_pairs(queries, clip_targets) for queries in owners]
-        num_objects = sum(int(target["valid"].sum()) for target in clip_targets)
-        losses = self.losses(outputs, clip_targets, frame_targets, frame_matches, matches, num_objects)
-        return losses, owners
+        prepared = [self.prepare([layer for _, layer in layers_of(clip.outputs)], clip.targets) for clip in clips]
+        costs = iter(costs_on_host([layer for layers, _ in prepared for layer in layers]))
+        found: list[tuple[dict[str, Tensor], list[Owners]]] = []
+        for clip, (layers, draws) in zip(clips, prepared, strict=True):
+            before: Sequence[Owners | None] = found[-1][1] if found else [None] * len(layers)
+            owners = [self.matcher.owners(next(costs), clip.targets, queries) for queries in before]
+            found.append((self.losses_of_clip(clip, owners, draws), owners))
+        return found
+
+    def losses_of_clip(self, clip: ClipInputs, owners: list[Owners], draws: list[Draws]) -> dict[str, Tensor]:
+        """Losses of a clip, given the queries of its objects."""
+        matches = [visible_pairs(queries, clip.targets) for queries in owners]
+        num_objects = sum(int(target["valid"].sum()) for target in clip.targets)
+        num_masks = self.count_masks(clip.outputs["pred_logits"], num_objects)
+        of_frames = (clip.frame_targets, clip.frame_matches)
+        return self.losses(layers_of(clip.outputs), clip.targets, *of_frames, matches, draws, num_masks)
 
 
 def visible_pairs(owners: Owners, targets: list[dict[str, Any]]) -> list[Match]:
     """Pairs (queries, objects) of the objects that are visible in the clip, for each of L*B entries."""
     pairs = []
     for entry, queries in enumerate(owners):
-        objects = targets[entry % len(targets)]["valid"].cpu().nonzero().flatten()
+        objects = targets[entry % len(targets)]["valid"].nonzero().flatten()
         pairs.append((queries[objects], objects))
     return pairs

@@ -23,9 +23,9 @@ from mask2former.structures import ImageList
 from ..base import EncodedFrames
 from ..clips.decoder import ClipMasks
 from ..online.segmenter import Evidence, OnlineSegmenter, StepMasks, StreamState
-from ..targets import prepare_targets
+from ..targets import HOST, moved, prepare_targets
 from ..vita import VITA, Vita
-from .criterion import GenvisCriterion, split_target
+from .criterion import ClipInputs, GenvisCriterion, split_target
 from .memory import Memory, recall, remember
 
 if TYPE_CHECKING:
@@ -83,16 +83,15 @@ class Genvis(OnlineSegmenter, Vita):
                 f"MODEL.GENVIS.LEN_CLIP_WINDOW is {length}."
             )
         encoded = self.encode_frames(self.batch_clips(samples))
-        frame_targets, targets = prepare_targets(
-            samples, encoded.padded_size, self.device, self.sem_seg_head.num_classes
-        )
+        frame_targets, targets = prepare_targets(samples, encoded.padded_size, HOST, self.sem_seg_head.num_classes)
+        frame_targets = [moved(target, self.device) for target in frame_targets]
         losses, frame_matches = self.frame_losses(encoded, frame_targets)
         queries = encoded.frame_queries.unflatten(1, (num_videos, -1))  # (L, B, T, Q, C)
         features = self.clip_module.mask_features(encoded.mask_features).unflatten(0, (num_videos, -1))
         clip_targets = zip(*(split_target(target, length) for target in targets), strict=True)
 
         memory: Memory = []
-        owners = None
+        clips: list[ClipInputs] = []
         state = self.clip_module.first_state(queries.shape[0] * num_videos)
         for clip, targets_of_clip in enumerate(clip_targets):
             frames = slice(clip * length, (clip + 1) * length)
@@ -100,13 +99,15 @@ class Genvis(OnlineSegmenter, Vita):
             memory = remember(memory, outputs["objects"])
             for layer in (outputs, *outputs["aux_outputs"]):
                 layer["pred_masks"] = ClipMasks(layer["pred_mask_embed"], features[:, frames])
-            clip_losses, owners = self.genvis_criterion(
-                outputs,
-                targets_of_clip,
-                frames_of_clip(frame_targets, num_videos, frames),
-                [frames_of_clip(matches, num_videos, frames) for matches in frame_matches],
-                owners,
+            clips.append(
+                ClipInputs(
+                    outputs,
+                    [moved(target, self.device) for target in targets_of_clip],
+                    frames_of_clip(frame_targets, num_videos, frames),
+                    [frames_of_clip(matches, num_videos, frames) for matches in frame_matches],
+                )
             )
+        for clip, (clip_losses, _) in enumerate(self.genvis_criterion(clips)):
             clip_losses = weighted(clip_losses, self.genvis_criterion.weight_dict)
             losses |= {f"{name}_clip{clip}": loss for name, loss in clip_losses.items()}
         return losses
@@ -117,7 +118,8 @@ class Genvis(OnlineSegmenter, Vita):
             losses, matches = self.criterion(encoded.outputs, targets)
             return weighted(losses, self.criterion.weight_dict), matches
         layers = [*encoded.outputs["aux_outputs"], encoded.outputs][-len(encoded.frame_queries) :]
-        return {}, [self.criterion.matcher(layer, targets) for layer in layers]
+        matcher = self.criterion.matcher
+        return {}, matcher.match_layers(layers, targets, [matcher.draw(layer, targets) for layer in layers])
 
     def start_stream(self) -> StreamState:
         """Learned queries, nothing remembered, nothing found."""

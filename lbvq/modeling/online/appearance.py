@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mask2former.layers import MLP, Conv2d
+from mask2former.modeling.criterion import select_rows
 from mask2former.modeling.matcher import Match
 from mask2former.structures import ABSENT
 
@@ -136,7 +137,7 @@ def object_pairs(
     for (queries, objects), target in zip(matches, targets, strict=True):
         query_of = torch.full((len(target["ids"]),), ABSENT, dtype=torch.int64)
         query_of[objects] = queries
-        chosen.append(torch.where(target["ids"].cpu() != ABSENT, query_of, ABSENT))
+        chosen.append(torch.where(target["ids"] != ABSENT, query_of, ABSENT))
     pairs = []
     for later in range(len(chosen)):
         if later % num_frames:
@@ -159,7 +160,8 @@ def contrastive_losses(embeddings: Tensor, pairs: Sequence[tuple[int, Tensor, Te
     count = 0
     for later, before_queries, later_queries in pairs:
         if len(later_queries):
-            terms = contrast(embeddings[later - 1, before_queries], embeddings[later, later_queries])
+            before = select_rows(embeddings[later - 1], before_queries)
+            terms = contrast(before, select_rows(embeddings[later], later_queries))
             choice, error = choice + terms[0], error + terms[1]
             count += len(later_queries)
     return choice / max(count, 1), error / max(count, 1)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mask2former.abilities import require
 from mask2former.structures import ImageList
+from mask2former.transfer import to_device, to_host
 
 from ..base import EncodedFrames, FrameSegmenter
 from .segmenter import Evidence, OnlineSegmenter, StepMasks, StreamState
@@ -50,13 +51,10 @@ class FrameMatching(OnlineSegmenter):
 
     def evidence_of(self, encoded: EncodedFrames) -> Evidence:
         """Queries (t, Q, C) and class logits (t, Q, K+1) on the CPU, mask logits (t, Q, h, w) where they are."""
-        evidence = {
-            "queries": encoded.frame_queries[-1].float().cpu(),
-            "logits": encoded.outputs["pred_logits"].float().cpu(),
-            "masks": finite_masks(encoded.outputs["pred_masks"].float()),
-        }
-        warn_if_not_finite(encoded.start, evidence["queries"], evidence["logits"])
-        return evidence
+        masks = finite_masks(encoded.outputs["pred_masks"].float())
+        queries, logits = to_host([encoded.frame_queries[-1].float(), encoded.outputs["pred_logits"].float()])
+        warn_if_not_finite(encoded.start, queries, logits)
+        return {"queries": queries, "logits": logits, "masks": masks}
 
     def advance(self, state: StreamState, evidence: Evidence) -> tuple[StreamState, StepMasks]:
         frame = {name: tensor[0] for name, tensor in evidence.items() if name != "masks"}
@@ -66,7 +64,7 @@ class FrameMatching(OnlineSegmenter):
             order = torch.arange(len(frame["logits"]))
         aligned = {name: tensor[order] for name, tensor in frame.items()}
         state = {**self.remember(state, aligned), **add_logits(state, aligned["logits"])}
-        return state, StepMasks(evidence["masks"], order.to(evidence["masks"].device))
+        return state, StepMasks(evidence["masks"], to_device(order, evidence["masks"].device))
 
     def match(self, state: StreamState, frame: dict[str, Tensor]) -> Tensor:
         """Query of every track in a frame that is not the first, (Q,) int64."""
@@ -119,7 +117,7 @@ def online_form(model: Any) -> OnlineSegmenter:
 
 def warn_if_not_finite(start: int, *outputs: Tensor) -> None:
     """Say that outputs (t, ...) of the frames from number `start` on are not finite."""
-    if not all(output.isfinite().all() for output in outputs):
+    if not all(to_host([output.isfinite().all() for output in outputs])):
         logger.warning(
             "The network's outputs are not finite somewhere in the %d frame(s) from number %d on; objects wait for "
             "the next frame. Set TEST.AMP.ENABLED False if this happens often.",

@@ -66,7 +66,7 @@ class StepMasks:
         places, entries = (wanted.to(self.rows.device)[:, None] == self.rows).nonzero(as_tuple=True)
         made = self._made(entries)
         logits = made.new_zeros(len(wanted), *made.shape[1:])
-        logits[places.to(made.device)] = made
+        logits[to_device(places, made.device)] = made
         return logits
 
     def of_frames(self) -> tuple[Tensor, Tensor | None]:
@@ -74,8 +74,10 @@ class StepMasks:
         return self._made(slice(None)), self.rows
 
     def _made(self, entries: Tensor | slice) -> Tensor:
+        if not isinstance(entries, slice):
+            entries = to_device(entries, self.mixing.device)
         if self.mixing.dim() == 1:
-            return self.maps[:, self.mixing[entries].to(self.maps.device)].transpose(0, 1)
+            return self.maps[:, to_device(self.mixing[entries], self.maps.device)].transpose(0, 1)
         return torch.einsum("nc,tchw->nthw", self.mixing[entries], self.maps)
 
 

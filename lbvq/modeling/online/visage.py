@@ -17,9 +17,10 @@ from torch import Tensor
 
 from mask2former.modeling.criterion import weighted
 from mask2former.registry import META_ARCH_REGISTRY
+from mask2former.transfer import to_host
 
 from ..base import EncodedFrames, FrameSegmenter
-from ..targets import clip_target
+from ..targets import HOST, clip_target, moved
 from .appearance import AppearanceDecoder, contrastive_losses, object_pairs
 from .frame_matching import FrameMatching
 from .segmenter import Evidence, StreamState
@@ -92,10 +93,11 @@ class VISAGE(FrameSegmenter, FrameMatching):
         """Frame losses and contrastive losses of B training clips, weighted."""
         encoded = self.encode_frames(self.batch_clips(samples))
         num_classes = self.sem_seg_head.num_classes
-        targets = []
+        targets: list[dict[str, Any]] = []
         for sample in samples:
-            target = clip_target(sample, encoded.padded_size, self.device, num_classes)
-            targets.extend(frames_with_absent(target, num_classes, shared_labels=self.shared_labels))
+            target = clip_target(sample, encoded.padded_size, HOST, num_classes)
+            frames = frames_with_absent(target, num_classes, shared_labels=self.shared_labels)
+            targets.extend(moved(frame, self.device) for frame in frames)
         frame_losses, matches = self.criterion(encoded.outputs, targets)
 
         reid, appearance = self.describe(encoded)
@@ -117,8 +119,8 @@ class VISAGE(FrameSegmenter, FrameMatching):
         """As `FrameMatching.evidence_of`, with the vectors to compare in place of the queries."""
         evidence = super().evidence_of(encoded)
         del evidence["queries"]
-        reid, appearance = self.describe(encoded)
-        return {"reid": reid.float().cpu(), "appearance": appearance.float().cpu(), **evidence}
+        reid, appearance = to_host([vectors.float() for vectors in self.describe(encoded)])
+        return {"reid": reid, "appearance": appearance, **evidence}
 
     def match(self, state: StreamState, frame: dict[str, Tensor]) -> Tensor:
         reid, appearance = (

@@ -9,16 +9,25 @@ Supervision", ECCV 2022). Whether a query is an object at all is learned by a he
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mask2former.modeling.criterion import SetCriterion, layer_weights
+from mask2former.modeling.criterion import (
+    Layer,
+    SetCriterion,
+    Target,
+    classes_of_queries,
+    layer_weights,
+    select_rows,
+)
 from mask2former.modeling.matcher import HungarianMatcher, Match
+from mask2former.points import Draws
+from mask2former.transfer import to_device
 
 if TYPE_CHECKING:
     from mask2former.cfg import Cfg
@@ -32,10 +41,12 @@ UNUSED_FREQUENCIES = ("r", "n")  # rare classes of LVIS, novel ones of LV-VIS: n
 class OpenVocabularyMatcher(HungarianMatcher):
     """Match by the score of `open_vocabulary_scores` and by the masks of images or of clips."""
 
-    def class_scores(self, outputs: dict[str, Any], images: slice) -> Tensor:
+    scored = ("pred_logits", "pred_object_logits")
+
+    def class_scores(self, outputs: dict[str, Tensor]) -> Tensor:
         """Geometric mean of what the class and what "object" says: (b, Q, K+1)."""
-        is_object = outputs["pred_object_logits"][images].float().softmax(-1)[..., :1]  # (b, Q, 1)
-        return (outputs["pred_logits"][images].float().sigmoid() * is_object).sqrt()
+        is_object = outputs["pred_object_logits"].float().softmax(-1)[..., :1]  # (b, Q, 1)
+        return (outputs["pred_logits"].float().sigmoid() * is_object).sqrt()
 
 
 class OpenVocabularyCriterion(SetCriterion):
@@ -55,6 +66,7 @@ class OpenVocabularyCriterion(SetCriterion):
         self.empty_weight[-1] = 0.0  # as published, without effect
         self.register_buffer("empty_object_weight", torch.tensor([1.0, NO_OBJECT_WEIGHT]))  # checkpoint name
         self.register_buffer("freq_weight", class_frequency)  # checkpoint name
+        self.class_frequency = class_frequency.clone()  # stays on the CPU, where classes are drawn
 
     @classmethod
     def from_config(cls, cfg: Cfg, last_layer_num: int = 1) -> dict[str, Any]:
@@ -83,76 +95,97 @@ class OpenVocabularyCriterion(SetCriterion):
         self, outputs: dict[str, Any], targets: list[dict[str, Any]], guide: dict[str, Any] | None = None
     ) -> tuple[dict[str, Tensor], list[list[Match]]]:
         """Compute the losses of images or clips; see `SetCriterion.forward`."""
-        num_classes = outputs["pred_logits"].shape[-1] - 1
-        if len(self.freq_weight) != num_classes or not self.freq_weight.any():
+        num_classes, frequency = outputs["pred_logits"].shape[-1] - 1, self.class_frequency
+        if len(frequency) != num_classes or not frequency.any():
             raise ValueError(
                 f"training with {num_classes} classes needs the number of training images of each, and "
-                f"{int((self.freq_weight > 0).sum())} of {len(self.freq_weight)} are known. Set "
+                f"{int((frequency > 0).sum())} of {len(frequency)} are known. Set "
                 "MODEL.MASK_FORMER.CLASS_COUNTS_PATH to a file that exists (for LV-VIS: python "
                 "datasets/prepare_open_vocabulary.py lvvis_counts), or to '' to draw all classes alike."
             )
         return super().forward(outputs, targets, guide)
 
-    def layer_losses(
-        self, outputs: dict[str, Any], targets: list[dict[str, Any]], matches: list[Match], num_masks: float
-    ) -> dict[str, Tensor]:
-        logits = outputs["pred_logits"].float()
-        classes = target_classes(logits, targets, matches)
-        mask, dice = self.mask_losses(outputs["pred_masks"], targets, matches, num_masks)
-        return {
-            "loss_ce": self.federated_loss(logits, classes),
-            "loss_object_ce": self.object_loss(outputs["pred_object_logits"].float(), classes, logits.shape[-1] - 1),
-            "loss_mask": mask,
-            "loss_dice": dice,
-        }
+    def draw(self, layer: Layer, targets: list[Target], guided: list[Match] | None) -> FederatedDraws:
+        points = super().draw(layer, targets, guided)
+        return FederatedDraws(points, torch.empty(len(self.class_frequency) + 1).exponential_())
 
-    def federated_loss(self, logits: Tensor, classes: Tensor) -> Tensor:
+    def losses_of_layers(
+        self,
+        layers: list[Layer],
+        targets: list[Target],
+        matches: list[list[Match]],
+        draws: list[FederatedDraws],
+        num_masks: float | Tensor,
+    ) -> Iterator[dict[str, Tensor]]:
+        points = [drawn.points for drawn in draws]
+        mask_losses = self.mask_losses(layers, targets, matches, points, num_masks)
+        for layer, found, drawn, (mask, dice) in zip(layers, matches, draws, mask_losses, strict=True):
+            logits = layer["pred_logits"].float()
+            classes = classes_of_queries(logits, targets, found)
+            yield {
+                "loss_ce": self.federated_loss(logits, classes, drawn.waits),
+                "loss_object_ce": self.object_loss(layer["pred_object_logits"].float(), classes, logits.shape[-1] - 1),
+                "loss_mask": mask,
+                "loss_dice": dice,
+            }
+
+    def federated_loss(self, logits: Tensor, classes: Tensor, waits: Tensor) -> Tensor:
         """Binary cross entropy of matched queries over a subset of classes, by the number of all queries.
 
         Args:
             logits: (B, Q, K+1).
-            classes: (B, Q) int64, K where a query has no object.
+            classes: (B, Q) int64 on the CPU, K where a query has no object.
+            waits: see `federated_subset`.
         """
         num_classes = logits.shape[-1] - 1
-        subset = federated_subset(classes.flatten(), self.freq_weight)
+        subset = federated_subset(classes.flatten(), self.class_frequency, waits)
         subset = subset[subset < num_classes]
-        matched = classes < num_classes
-        wanted = (classes[matched][:, None] == subset).to(logits.dtype)  # (n, classes of the subset)
-        loss = F.binary_cross_entropy_with_logits(logits[matched][:, subset], wanted, reduction="sum")
+        images, queries = (classes < num_classes).nonzero(as_tuple=True)
+        wanted = (classes[images, queries][:, None] == subset).to(logits.dtype)  # (n, classes of the subset)
+        pred = select_rows(logits, images, queries)[:, to_device(subset, logits.device)]
+        loss = F.binary_cross_entropy_with_logits(pred, to_device(wanted, pred.device), reduction="sum")
         return CLASS_LOSS_FACTOR * loss / classes.numel()
 
     def object_loss(self, logits: Tensor, classes: Tensor, no_object: int) -> Tensor:
         """Weighted cross entropy of (B, Q, 2) logits: class 0 with an object, class 1 without."""
-        return F.cross_entropy(logits.flatten(0, 1), (classes == no_object).long().flatten(), self.empty_object_weight)
+        wanted = to_device((classes == no_object).long().flatten(), logits.device)
+        return F.cross_entropy(logits.flatten(0, 1), wanted, self.empty_object_weight)
 
 
-def target_classes(logits: Tensor, targets: list[dict[str, Any]], matches: list[Match]) -> Tensor:
-    """Class of every query, (B, Q) int64; K where it has no object. `logits` (B, Q, K+1) gives sizes and device."""
-    classes = torch.full(logits.shape[:2], logits.shape[-1] - 1, dtype=torch.int64, device=logits.device)
-    for image, (queries, objects) in enumerate(matches):
-        labels = targets[image]["labels"].to(logits.device)
-        classes[image, queries.to(logits.device)] = labels[objects.to(logits.device)]
-    return classes
+class FederatedDraws(NamedTuple):
+    """What is drawn for the losses of a layer."""
+
+    points: Draws
+    waits: Tensor  # (K+1,)
 
 
-def federated_subset(labels: Tensor, frequency: Tensor, num_sampled: int = NUM_SAMPLED_CLASSES) -> Tensor:
+def federated_subset(
+    labels: Tensor, frequency: Tensor, waits: Tensor, num_sampled: int = NUM_SAMPLED_CLASSES
+) -> Tensor:
     """The classes that appear, and others drawn without replacement by their frequency, `num_sampled` in all.
 
     Args:
         labels: (n,) classes, K meaning "no object"; as published, it counts as one of the classes that appear.
         frequency: (K,) weights of the draw.
+        waits: (K+1,) draws of the exponential distribution: how long a class of weight 1 waits for its turn. The first
+            to come are drawn.
 
     Returns:
         Distinct classes in [0, K]: those that appear, ascending, then the drawn ones. Fewer than `num_sampled` when
-        there are not enough classes of positive weight, more when more appear.
+        there are not enough classes of positive weight, more when more appear. All on the CPU.
     """
     appeared = labels.unique()
-    weight = torch.cat((frequency.to(labels.device), frequency.new_zeros(1).to(labels.device)))
+    weight = torch.cat((frequency, frequency.new_zeros(1)))
     weight[appeared] = 0
     count = min(num_sampled - len(appeared), int((weight > 0).sum()))
     if count <= 0:
         return appeared
-    return torch.cat((appeared, torch.multinomial(weight, count, replacement=False)))
+    return torch.cat((appeared, first_to_come(weight, waits, count)))
+
+
+def first_to_come(weight: Tensor, waits: Tensor, count: int) -> Tensor:
+    """`torch.multinomial(weight, count)`, given what it draws from the exponential distribution: (count,) int64."""
+    return (weight / waits).topk(count).indices
 
 
 def class_frequencies(path: str | Path, num_classes: int) -> Tensor:

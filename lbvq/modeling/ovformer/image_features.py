@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lbvq.files.torch_files import read_torch_file
+from mask2former.transfer import to_device
 
 from .towers import ClipTowers
 
@@ -52,7 +53,7 @@ class ImageFeatures:
             images: (3, h, w) RGB, 0..255, as the network gets them.
         """
         if self.path and keys is not None:
-            return torch.stack([self._look_up(key) for key in keys]).to(device)
+            return to_device(torch.stack([self._look_up(key) for key in keys]), device)
         if self.towers is None:
             self.towers = self._load_towers()
         return self.towers.to(device).encode_images(images)

@@ -23,6 +23,7 @@ from mask2former.modeling.criterion import weighted
 from mask2former.modeling.maskformer import MaskFormer
 from mask2former.registry import META_ARCH_REGISTRY
 from mask2former.structures import ImageList
+from mask2former.transfer import to_device
 
 from ..base import FrameSegmenter
 from ..feature_store import FeatureStore
@@ -85,7 +86,7 @@ class OpenVocabularyModel:
         """CLIP embeddings (t, E) of the frames from number `start` on of a video sample."""
         if sample.get("clip_features") is not None:
             given = given_features(sample["clip_features"], len(sample["image"]))
-            return given[start : start + len(images)].to(self.pixel_mean.device)
+            return to_device(given[start : start + len(images)], self.pixel_mean.device)
         names = sample.get("file_names")
         keys = None if not names else names[start : start + len(images)]
         source = self.training_image_features if self.training else self.image_features
@@ -129,7 +130,7 @@ class OVFormer(OpenVocabularyModel, MaskFormer):  # published name
     def features_of_image(self, sample: Mapping[str, Any]) -> Tensor:
         """CLIP embedding (1, E) of an image."""
         if sample.get("clip_features") is not None:
-            return given_features(sample["clip_features"], 1).to(self.device)
+            return to_device(given_features(sample["clip_features"], 1), self.device)
         source = self.training_image_features if self.training else self.image_features
         keys = [sample["image_id"]] if "image_id" in sample else None
         return source.find(keys, [sample["image"]], self.device)
@@ -209,7 +210,9 @@ class OVFormerVideo(OpenVocabularyVideoModel):  # published name
                     queries = torch.stack(tracks.orders[start : start + len(maps)])[:, rows[pairs]]  # (t, N)
                     frame_scores = tracks.frame_scores(start, classes, queries, labels[pairs])
                     visible = frame_scores >= ERASED_BELOW * scores[pairs]  # (t, N)
-                    chosen = select_maps(maps, queries).masked_fill(~visible[:, :, None, None].to(maps.device), ERASED)
+                    chosen = select_maps(maps, queries).masked_fill(
+                        ~to_device(visible, maps.device)[:, :, None, None], ERASED
+                    )
                     yield chosen.transpose(0, 1)  # (N, t, h, w)
 
             # A mask is erased where its class is unlikely, so every pair has its own; as published, the quality is that
@@ -258,7 +261,7 @@ class VideoOVFormer(OpenVocabularyVideoModel):  # published name
 
             def make_masks(rows: Tensor) -> Iterator[Tensor]:
                 for maps, order in zip(masks.runs(lengths), tracks.orders, strict=True):
-                    yield maps[:, order[rows].to(maps.device)].transpose(0, 1)
+                    yield maps[:, to_device(order[rows], maps.device)].transpose(0, 1)
 
             chosen = select_top(tracks.scores(), self.num_predictions)
             # as published: the quality of masks does not count
@@ -273,7 +276,7 @@ class VideoOVFormer(OpenVocabularyVideoModel):  # published name
 def select_maps(maps: Tensor, queries: Tensor) -> Tensor:
     """Maps (t, Q, h, w) of the queries (t, N) of each frame: (t, N, h, w)."""
     frames = torch.arange(len(maps), device=maps.device)[:, None]
-    return maps[frames, queries.to(maps.device)]
+    return maps[frames, to_device(queries, maps.device)]
 
 
 class _Pixels(Sequence):

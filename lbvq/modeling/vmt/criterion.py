@@ -23,7 +23,9 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from mask2former.modeling.criterion import average_over_processes, dice_loss, layer_weights
+from mask2former.modeling.criterion import average_over_processes, dice_loss, layer_weights, select_rows
+from mask2former.modeling.matcher import costs_on_host
+from mask2former.transfer import to_device
 
 from .boxes import corners, giou
 from .dynamic_masks import double_size
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 FOCUS = 2.0  # exponent of the focal losses
 NO_LOGIT = -1e4  # a pixel that does not take part in a dice loss
 
-Match = tuple[Tensor, Tensor]  # (k,) queries in ascending order and (k,) their objects
+Match = tuple[Tensor, Tensor]  # (k,) queries in ascending order and (k,) their objects, on the CPU
 
 
 @dataclass
@@ -56,7 +58,7 @@ class ClipTarget:
     """Objects of a clip.
 
     Attributes:
-        classes: (G,) class outputs, data set category ids.
+        classes: (G,) class outputs, data set category ids, on the CPU.
         boxes: (G, T, 4) as in `LayerOutput`.
         masks: (G, T, H, W) bool, padded.
         size: (height, width) without padding.
@@ -77,11 +79,19 @@ class ClipBoxMatcher:
     @torch.no_grad()
     def __call__(self, output: LayerOutput, targets: Sequence[ClipTarget]) -> list[Match]:
         """Match each clip by itself; min(N, G) pairs each, none for a clip without objects."""
+        return self.match_layers([output], targets)[0]
+
+    @torch.no_grad()
+    def match_layers(self, outputs: Sequence[LayerOutput], targets: Sequence[ClipTarget]) -> list[list[Match]]:
+        """Matches of every layer; the host waits for a device once."""
         costs = [
-            self.costs(logits, boxes, target)
-            for logits, boxes, target in zip(output.logits.float(), output.boxes.float(), targets, strict=True)
+            [
+                self.costs(logits, boxes, target)
+                for logits, boxes, target in zip(output.logits.float(), output.boxes.float(), targets, strict=True)
+            ]
+            for output in outputs
         ]
-        return [_assign(cost) for cost in costs]
+        return [[_assign(cost) for cost in layer] for layer in costs_on_host(costs)]
 
     def costs(self, logits: Tensor, boxes: Tensor, target: ClipTarget) -> Tensor:
         """Cost of every pair: logits (N, K), boxes (T, N, 4) -> (N, G)."""
@@ -89,7 +99,7 @@ class ClipBoxMatcher:
         # As published: the Euclidean distance of all coordinates of the track, not their sum.
         distance = torch.cdist(boxes.flatten(1), target.boxes.flatten(1))
         overlap = giou(corners(boxes)[:, None], corners(target.boxes)[None]).mean(dim=-1)
-        classes = focal_class_costs(logits, self.alpha)[:, target.classes]
+        classes = focal_class_costs(logits, self.alpha)[:, to_device(target.classes, logits.device)]
         return self.cost_box * distance + self.cost_class * classes - self.cost_giou * overlap
 
 
@@ -130,29 +140,36 @@ class VmtCriterion(nn.Module):
         weights = layer_weights(each_layer, vmt.DEC_LAYERS - 1 if vmt.DEEP_SUPERVISION else 0)
         return {"matcher": matcher, "weight_dict": {**weights, **refinement}, "alpha": vmt.FOCAL_ALPHA}
 
-    def count_objects(self, targets: Sequence[ClipTarget], device: torch.device) -> float:
+    def count_objects(self, targets: Sequence[ClipTarget], device: torch.device) -> float | Tensor:
         """Objects of the batch, mean over processes, at least 1."""
         return average_over_processes(sum(len(target.classes) for target in targets), device)
 
     def detection_losses(
-        self, output: LayerOutput, targets: Sequence[ClipTarget], matches: Sequence[Match], num_objects: float
+        self,
+        output: LayerOutput,
+        targets: Sequence[ClipTarget],
+        matches: Sequence[Match],
+        num_objects: float | Tensor,
     ) -> dict[str, Tensor]:
         """Losses of classes and boxes of one layer; the box losses are 0 without objects."""
-        wanted = torch.zeros_like(output.logits)
+        wanted = torch.zeros(output.logits.shape, dtype=output.logits.dtype)
         pred, wanted_boxes = [], []
         for clip, (target, (queries, objects)) in enumerate(zip(targets, matches, strict=True)):
             wanted[clip, queries, target.classes[objects]] = 1.0
-            pred.append(output.boxes[clip, :, queries].transpose(0, 1))  # (k, T, 4)
-            wanted_boxes.append(target.boxes[objects])
+            pred.append(select_rows(output.boxes[clip].transpose(0, 1), queries))  # (k, T, 4)
+            wanted_boxes.append(select_rows(target.boxes, objects))
+        wanted_logits = to_device(wanted, output.logits.device)
         boxes, gt = torch.cat(pred), torch.cat(wanted_boxes)
         overlap = giou(corners(boxes), corners(gt)).mean(dim=1)
         return {
-            "loss_ce": focal_loss(output.logits, wanted, self.alpha).sum() / num_objects,
+            "loss_ce": focal_loss(output.logits, wanted_logits, self.alpha).sum() / num_objects,
             "loss_bbox": (boxes - gt).abs().sum() / boxes.shape[1] / num_objects,
             "loss_giou": (1 - overlap).sum() / num_objects,
         }
 
-    def coarse_losses(self, logits: Iterable[Tensor], masks: Iterable[Tensor], num_objects: float) -> dict[str, Tensor]:
+    def coarse_losses(
+        self, logits: Iterable[Tensor], masks: Iterable[Tensor], num_objects: float | Tensor
+    ) -> dict[str, Tensor]:
         """Losses of the coarse masks of one layer.
 
         Args:
@@ -166,7 +183,7 @@ class VmtCriterion(nn.Module):
         }
 
     def refinement_losses(
-        self, clips: Iterable[ObjectMasks], masks: Iterable[Tensor], num_objects: float
+        self, clips: Iterable[ObjectMasks], masks: Iterable[Tensor], num_objects: float | Tensor
     ) -> dict[str, Tensor]:
         """Losses of the second and the refined masks.
 
@@ -223,14 +240,14 @@ def focal_class_costs(logits: Tensor, alpha: float) -> Tensor:
 
 
 def _assign(cost: Tensor) -> Match:
-    """Cheapest assignment of (N, G)."""
+    """Cheapest assignment of (N, G), on the CPU."""
     if not cost.isfinite().all():
         raise FloatingPointError(
             "the matching costs are not finite, so the model's classes or boxes are not: training has diverged. "
             "Lower SOLVER.BASE_LR or clip gradients (SOLVER.CLIP_GRADIENTS)."
         )
-    queries, objects = linear_sum_assignment(cost.cpu().numpy())
-    return torch.from_numpy(queries).to(cost.device), torch.from_numpy(objects).to(cost.device)
+    queries, objects = linear_sum_assignment(cost.numpy())
+    return torch.from_numpy(queries), torch.from_numpy(objects)
 
 
 def _sum(losses: Iterable[Tensor]) -> Tensor:

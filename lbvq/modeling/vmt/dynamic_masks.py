@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mask2former.transfer import tensor_like
+
 WIDTH = 8  # channels between the three convolutions
 
 
@@ -66,4 +68,4 @@ def double_size(logits: Tensor) -> Tensor:
 
 def centres_in_pixels(references: Tensor, size_hw: tuple[int, int]) -> Tensor:
     """References (..., 2 or 4) in [0, 1] -> (..., 2) x and y in input pixels; `size_hw` is without padding."""
-    return references[..., :2] * references.new_tensor([size_hw[1], size_hw[0]])
+    return references[..., :2] * tensor_like([size_hw[1], size_hw[0]], references)

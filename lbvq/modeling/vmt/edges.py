@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mask2former.attention import attend
 from mask2former.layers import PositionEmbeddingSine
 from mask2former.linear import Linear, linear
+from mask2former.transfer import tensor_like
 
 SUBSETS = ("even", "random", "all")
 
@@ -36,7 +37,7 @@ def find_edges(mask: Tensor) -> Tensor:
 def box_corners(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Boxes (..., 4) as centre, width and height in [0, 1] -> (..., 4) int64 corners, truncated towards zero."""
     height, width = size
-    centre_x, centre_y, box_width, box_height = (boxes * boxes.new_tensor([width, height, width, height])).unbind(-1)
+    centre_x, centre_y, box_width, box_height = (boxes * tensor_like([width, height, width, height], boxes)).unbind(-1)
     left, top = centre_x - box_width / 2, centre_y - box_height / 2
     return torch.stack((left, top, box_width + left, box_height + top), dim=-1).long()
 

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from mask2former.modeling.criterion import select_rows
 from mask2former.registry import META_ARCH_REGISTRY, build_backbone
 from mask2former.structures import ImageList
+from mask2former.transfer import to_device
 
 from ..base import VideoModel
 from ..postprocess import output_size, second_pass, select_top
@@ -158,14 +160,17 @@ class VMT(VideoMaskHeads, VideoModel):
         memory, taps, layout = self.detr.encode(images.tensor, _padding(images, num_frames))
         maps = self.frame_maps(self.detr.split_levels(memory, layout)[:3], taps[0], images.tensor)
         clips = [_frames_of(maps, slice(n * num_frames, (n + 1) * num_frames)) for n in range(len(targets))]
-        states = self.detr.decode(num_frames, lambda: iter([memory.unflatten(0, (-1, num_frames))]), layout)
+        states = list(self.detr.decode(num_frames, lambda: iter([memory.unflatten(0, (-1, num_frames))]), layout))
         num_objects = self.criterion.count_objects(targets, self.device)
         num_layers = len(self.detr.class_embed)
         losses: dict[str, Tensor] = {}
-        for layer, state in enumerate(states):
-            output = LayerOutput(self.detr.class_embed[layer](state.content), state.pred_boxes)
-            matches = self.criterion.matcher(output, targets)
-            gt = [target.masks[objects] for target, (_, objects) in zip(targets, matches, strict=True)]
+        outputs = [
+            LayerOutput(self.detr.class_embed[layer](state.content), state.pred_boxes)
+            for layer, state in enumerate(states)
+        ]
+        found = self.criterion.matcher.match_layers(outputs, targets)
+        for layer, (state, output, matches) in enumerate(zip(states, outputs, found, strict=True)):
+            gt = [select_rows(target.masks, objects) for target, (_, objects) in zip(targets, matches, strict=True)]
             coarse = self._matched_coarse(clips, state, targets, matches)
             layer_losses = {
                 **self.criterion.detection_losses(output, targets, matches, num_objects),
@@ -184,8 +189,9 @@ class VMT(VideoMaskHeads, VideoModel):
         """Coarse logits (T, k, h, w) of the matched queries of each clip."""
         masks = []
         for number, (maps, target, (queries, _)) in enumerate(zip(clips, targets, matches, strict=True)):
+            queries = to_device(queries, self.device)
             centres = centres_in_pixels(state.references[number][:, queries], target.size)
-            masks.append(self.coarse_masks(maps, self.controller(state.content[number, queries]), centres))
+            masks.append(self.coarse_masks(maps, self.controller(state.content[number][queries]), centres))
         return masks
 
     def _matched_masks(
@@ -198,7 +204,8 @@ class VMT(VideoMaskHeads, VideoModel):
     ) -> Iterator[ObjectMasks]:
         """All masks of the matched queries of each clip."""
         for number, (maps, target, (queries, _)) in enumerate(zip(clips, targets, matches, strict=True)):
-            parameters = self.parameters_of(state.content[number, queries])
+            queries = to_device(queries, self.device)
+            parameters = self.parameters_of(state.content[number][queries])
             centres = centres_in_pixels(state.references[number][:, queries], target.size)
             yield self._masks(maps, parameters, centres, state.pred_boxes[number][:, queries], coarse[number])
 

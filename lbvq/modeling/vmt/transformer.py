@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mask2former.layers import MLP
 from mask2former.linear import Linear, linear
 from mask2former.modeling.deform_attn import MSDeformAttn
+from mask2former.transfer import tensor_like
 
 # Frames of a clip in pieces, in order: values (B, t, S, C). Called once per decoder layer.
 ReadMemory = Callable[[], Iterator[Tensor]]
@@ -310,6 +311,6 @@ def cell_centres(layout: Layout) -> Tensor:
         rows = torch.arange(height, device=ratios.device, dtype=ratios.dtype) + 0.5
         columns = torch.arange(width, device=ratios.device, dtype=ratios.dtype) + 0.5
         y, x = torch.meshgrid(rows, columns, indexing="ij")
-        size = ratios[:, level] * ratios.new_tensor([width, height])  # (B, 2)
+        size = ratios[:, level] * tensor_like([width, height], ratios)  # (B, 2)
         centres.append(torch.stack((x, y), dim=-1).flatten(0, 1) / size[:, None])
     return torch.cat(centres, dim=1)[:, :, None] * ratios[:, None]
