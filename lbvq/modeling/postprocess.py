@@ -236,8 +236,8 @@ def inside_sums(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def over_frames(sums: Tensor) -> Tensor:
-    """(N, t) on the CPU -> (N,) float64, which not every device has."""
-    return sums.double().sum(dim=1)
+    """(N, t) -> (N,) float64 on the CPU; not every device has it."""
+    return sums.cpu().double().sum(dim=1)
 
 
 def mask_quality(total: Tensor, count: Tensor) -> Tensor:

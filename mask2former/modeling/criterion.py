@@ -108,10 +108,11 @@ class SetCriterion(nn.Module):
         matches: list[list[Match]] = []
         for group in groups_of(layers, self.num_candidates(targets)):
             found, draws = self.match_layers(group, targets, guided)
-            for layer_losses in self.losses_of_layers(group, targets, found, draws, num_masks):
+            every = self.losses_of_layers(group, targets, found, draws, num_masks)
+            for match, layer_losses in zip(found, every, strict=True):
                 suffix = f"_{len(matches) - 1}" if matches else ""
                 losses |= {name + suffix: loss for name, loss in layer_losses.items()}
-                matches.append(found[len(matches) % len(group)])
+                matches.append(match)
         in_layer_order = [*matches[1:], matches[0]]
         return losses, in_layer_order[-self.last_layer_num :]
 

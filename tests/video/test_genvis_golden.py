@@ -163,7 +163,9 @@ class TrainingRun:
         ]
         self.calls = []  # (targets, frame matches, owners) of every clip
         model.genvis_criterion.register_forward_hook(
-            lambda module, inputs, output: self.calls.append((inputs[1], inputs[3], output[1]))
+            lambda module, inputs, output: self.calls.extend(
+                (clip.targets, clip.frame_matches, owners) for clip, (_, owners) in zip(*inputs, output, strict=True)
+            )
         )
         with fixed_rand():
             self.losses = model(videos)
