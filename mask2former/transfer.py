@@ -30,7 +30,7 @@ def tensor_like(numbers: Sequence[float], like: Tensor) -> Tensor:
 def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Copy tensors to the CPU, of whatever type. From another device they come in one copy: the host waits once."""
     if all(tensor.device.type == "cpu" for tensor in tensors):
-        return list(tensors)
+        return [tensor.cpu() for tensor in tensors]
     order = sorted(range(len(tensors)), key=lambda n: -tensors[n].itemsize)  # so that all lie at multiples of theirs
     parts = [tensors[n].detach().contiguous().flatten().view(torch.uint8) for n in order]
     joined = torch.cat(parts).cpu().split([len(part) for part in parts])

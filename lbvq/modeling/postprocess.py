@@ -133,7 +133,7 @@ class MaskStream:
     @staticmethod
     def _named(few: Tensor, rows: Tensor | None) -> Tensor:
         """Numbers of some of the masks given, on the CPU."""
-        return few if rows is None else rows.cpu()[few]
+        return few.cpu() if rows is None else rows.cpu()[few.cpu()]
 
     def quality(self) -> Tensor:
         """Mean foreground probability inside each mask over the whole video, (N,); 0 for a mask that is never there."""
