@@ -280,3 +280,33 @@ def test_costs_of_a_batch_are_those_of_each_image(at_once, monkeypatch):
     torch.manual_seed(1)
     for image, (target, cost) in enumerate(zip(targets, together, strict=True)):
         torch.testing.assert_close(cost, matcher.cost(outputs, target, image), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("num_frames", [None, 2])
+def test_all_layers_together_draw_match_and_lose_as_one_after_the_other(num_frames, monkeypatch):
+    """Of three images one has no object, and one more objects than there are queries."""
+    generator = torch.Generator().manual_seed(0)
+    frames = () if num_frames is None else (num_frames,)
+    layers = [
+        {
+            "pred_logits": torch.randn(3, 5, 6, generator=generator),
+            "pred_masks": torch.randn(3, 5, *frames, 6, 8, generator=generator),
+        }
+        for _ in range(3)
+    ]
+    targets = [
+        {"labels": torch.arange(count) % 5, "masks": torch.rand(count, *frames, 12, 16, generator=generator) > 0.5}
+        for count in (2, 0, 7)
+    ]
+    found = []
+    for at_once in (1, 2**24):
+        monkeypatch.setattr(criterion_module, "DRAWN_AT_ONCE", at_once)
+        torch.manual_seed(1)
+        found.append(make_criterion()({**layers[0], "aux_outputs": layers[1:]}, targets))
+    (losses, matches), (together, all_matches) = found
+    assert list(losses) == list(together) and len(losses) == 9
+    for name, loss in losses.items():
+        torch.testing.assert_close(together[name], loss, rtol=1e-6, atol=0)
+    for layer, same in zip(matches, all_matches, strict=True):
+        for match, other in zip(layer, same, strict=True):
+            assert torch.equal(torch.stack(match), torch.stack(other))
