@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lbvq.engine.known_weights import ADDRESSES, MASK2FORMER_VIS, how_to_get, licence_of
+from lbvq.engine.known_weights import ADDRESSES, DRIVE_IDS, MASK2FORMER_VIS, how_to_get, licence_of
 from lbvq.files.hub import fetch_folder, is_repo_id
 
 if TYPE_CHECKING:
@@ -53,6 +53,11 @@ class ZooModel:
     def downloads(self) -> bool:
         """Whether the weight file is fetched by itself."""
         return self.weights in ADDRESSES
+
+    @property
+    def is_on_drive(self) -> bool:
+        """Whether `lbvq download` can fetch the weight file from Google Drive."""
+        return self.weights in DRIVE_IDS
 
     @property
     def licence(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lbvq.zoo import MODELS, list_configs
+from lbvq.zoo import MODELS, ZooModel, list_configs
 
 EXAMPLES = """examples:
   lbvq list                every model: data set, published scores, what downloads by itself, licences
@@ -23,9 +23,7 @@ def run(args: argparse.Namespace) -> int:
     licences: dict[str, list[str]] = {}
     for model in (model for model in MODELS.values() if args.text in model.name):
         scores = " ".join(f"{metric} {value:g}" for metric, value in list(model.scores.items())[:3])
-        size = f", {model.size_mb} MB" if model.size_mb else ""
-        weights = f"by itself{size}" if model.downloads else "Google Drive"
-        print(f"{model.name:36}{model.dataset:17}{scores:34}{weights:22}{model.config}")
+        print(f"{model.name:36}{model.dataset:17}{scores:34}{_how_weights_come(model):22}{model.config}")
         licences.setdefault(model.licence or "licence not stated here; see where they come from", []).append(model.name)
     print("\nlicences of the weights (sizes are computed from the number of parameters)")
     for licence, names in licences.items():
@@ -34,3 +32,9 @@ def run(args: argparse.Namespace) -> int:
     for name in (name for name in list_configs() if args.text in name):
         print(f"  {name}")
     return 0
+
+
+def _how_weights_come(model: ZooModel) -> str:
+    if model.downloads:
+        return f"by itself, {model.size_mb} MB" if model.size_mb else "by itself"
+    return "Google Drive" if model.is_on_drive else "by hand"

@@ -23,6 +23,20 @@ def test_list_shows_published_models_and_configurations(capsys):
     assert "ovis/lbvq_R50_bs8.yaml" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("videomt_small_ytvis19", "by itself, 96 MB"),
+        ("lbvq_r50_ytvis19", "Google Drive"),
+        ("ctvis_r50_ytvis19", "by hand"),
+    ],
+)
+def test_list_says_how_the_weights_of_a_model_come(capsys, name, way):
+    assert main(["list", name]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(name + " ")]
+    assert way in row
+
+
 def test_info_names_the_versions(capsys):
     assert main(["info"]) == 0
     said = capsys.readouterr().out
