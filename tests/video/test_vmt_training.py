@@ -65,19 +65,18 @@ class Recorded:
             masks = torch.zeros(*clip["masks"].shape[:2], *batch.tensor.shape[-2:], dtype=torch.bool)
             masks[..., : size[0], : size[1]] = clip["masks"]
             self.targets.append(ClipTarget(clip["classes"], clip["boxes"], masks, size))
-        self.outputs, self.matches, self.coarse = [], [], []
-        matcher, matched_coarse = model.criterion.matcher, model._matched_coarse
+        self.coarse = []
+        match_layers, matched_coarse = model.criterion.matcher.match_layers, model._matched_coarse
 
-        def match(output, targets):
-            self.outputs.append(output)
-            self.matches.append(matcher(output, targets))
-            return self.matches[-1]
+        def match(outputs, targets):
+            self.outputs, self.matches = outputs, match_layers(outputs, targets)
+            return self.matches
 
         def make_coarse(*args):
             self.coarse.append(matched_coarse(*args))
             return self.coarse[-1]
 
-        model.criterion.matcher, model._matched_coarse = match, make_coarse
+        model.criterion.matcher.match_layers, model._matched_coarse = match, make_coarse
         with torch.no_grad():
             self.losses = model.unweighted_losses(batch, self.targets)
         self.weights = model.criterion.weight_dict
