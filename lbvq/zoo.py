@@ -1,7 +1,6 @@
-"""Published models by name: configuration, weight file, published scores; and where our configuration files are.
+"""Published models by name: configuration, weight file (`lbvq/engine/known_weights.py`), scores; where our YAMLs are.
 
-Scores are the publishers', not measured here: AP, AP50, AP75, AR1, AR10 on the validation set unless the metric says
-otherwise. Where a weight file comes from is in `lbvq/engine/known_weights.py`.
+Scores are the publishers', not measured here: AP, AP50, AP75, AR1, AR10 on the validation set, or as the metric says.
 """
 
 from __future__ import annotations
