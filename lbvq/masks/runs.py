@@ -24,7 +24,7 @@ from lbvq.masks.rle import MAX_PIXELS, to_rle
 
 _QUOTE = ord('"') - ord("0") + 256  # a quotation mark, counted as a base-32 digit in uint8
 _BACKSLASH = ord("\\") - ord("0")
-_MAX_EXTRA_DIGITS = 5  # six digits hold every run of MAX_PIXELS; longer numbers take the slow way
+_MAX_EXTRA_DIGITS = 5  # after the first; six digits hold every run of MAX_PIXELS; longer numbers take the slow way
 _PORTION_BYTES = 1 << 18
 _MAX_FACTOR = 10**8  # nine decimals hold every run of MAX_PIXELS
 
@@ -249,7 +249,7 @@ def _join_digits(digits: np.ndarray, dtype: type) -> np.ndarray:
     values = values.astype(dtype)
     digit = 1 + np.flatnonzero(is_continued[:-2] & is_continued[1:-1] & ~is_continued[2:])
     end = digit + 1
-    for _ in range(1, _MAX_EXTRA_DIGITS):
+    for _ in range(_MAX_EXTRA_DIGITS):  # the last time only to see that no number goes on
         digit -= 1 + (digits.take(digit) == _BACKSLASH)  # the twin of a backslash is no digit of its own
         more = np.flatnonzero(is_continued.take(digit))
         if len(more) == 0:
@@ -317,7 +317,8 @@ def _join_decimals(digits: np.ndarray, is_digit: np.ndarray, dtype: type) -> np.
     pairs[1:] += ones[:-1] * np.uint8(10)
     pairs *= is_digit
     values = pairs.astype(dtype)
-    values[2:] += (pairs[:-2] * is_digit[1:-1]) * dtype(100)  # now of up to four digits
+    # The type is said, because numpy before 2.0 multiplies small integers by a typed number in 8 bits.
+    values[2:] += np.multiply(pairs[:-2] * is_digit[1:-1], 100, dtype=dtype)  # now of up to four digits
     five = is_digit[:-4] & is_digit[1:-3] & is_digit[2:-2] & is_digit[3:-1] & is_digit[4:]
     place = np.flatnonzero(five)  # rare: only the first run of a mask is that long as a rule
     end = place + 4
@@ -327,7 +328,7 @@ def _join_decimals(digits: np.ndarray, is_digit: np.ndarray, dtype: type) -> np.
         factor *= 10
         if factor > _MAX_FACTOR:
             raise _UnusualMasksError
-        values[end] += digits[place] * dtype(factor)
+        values[end] += np.multiply(digits[place], factor, dtype=dtype)
         place = place - 1
         more = is_digit[place]
         place, end = place[more], end[more]

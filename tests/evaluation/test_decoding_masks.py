@@ -83,6 +83,17 @@ def test_tubes_longer_than_32_bits_are_decoded_with_64():
     assert runs.areas.tolist() == [1] * frames
 
 
+@pytest.mark.parametrize("frames", [2, 33], ids=["32 bits", "64 bits"])
+def test_runs_of_six_digits_are_decoded(frames):
+    """A background of 2**27 - 1 pixels, whose number has the most digits that are read without the slow way."""
+    size, offsets = (2**14, 2**13), np.arange(frames) * 2**27
+    counts = rle.to_rle({"size": list(size), "counts": [2**27 - 1, 1]}, *size, "mask")["counts"]
+    runs = decode_masks([json.dumps(counts).encode()] * frames, np.array([size] * frames), offsets, str)
+    assert counts == "ooooo31"
+    np.testing.assert_array_equal(runs.start, offsets + 2**27 - 1)
+    assert runs.areas.tolist() == [1] * frames
+
+
 def expected_counts(masks, size):
     """What the strict reader makes of every mask, or what it says of the first broken one."""
     try:
