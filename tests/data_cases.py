@@ -7,13 +7,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+import pytest
 from helpers import GOLDEN
 from PIL import Image
 
 from lbvq.config import get_cfg
 
 CLASS_MAP = {0: 2, 1: 1}  # of the recorded pseudo clips: person -> seven, car -> three, bottle -> nothing
+
+
+def expect_opencv_4_to_differ(levels: float, allowed: int, is_rotated: bool) -> None:
+    """End a test as an expected failure where OpenCV before 5 turns an image one grey level farther off."""
+    if is_rotated and levels == allowed + 1 and int(cv2.__version__.split(".")[0]) < 5:
+        pytest.xfail(f"OpenCV {cv2.__version__} turns images up to {levels:g} grey levels away from the recording")
 
 
 @cache

@@ -32,6 +32,14 @@ LABELS = {"all": "all", "area_s": "small", "area_m": "medium", "area_l": "large"
 QUIET = MappingProxyType({"PRINT_CONFIG": False})  # not a dict: the package adds its defaults to one it is given
 
 
+def burst_table():
+    """Their file of categories, without which they cannot score BURST."""
+    table = Path(trackeval.__file__).parent / "datasets/burst_helpers/tao_categories.json"
+    if not table.is_file():
+        pytest.skip("trackeval before 1.2 lacks the categories of BURST")
+    return table
+
+
 def evaluate_with_trackeval(dataset_class, folder, metrics, **config):
     settings = trackeval.Evaluator.get_default_eval_config()
     quiet = dict.fromkeys(
@@ -83,6 +91,7 @@ def test_youtube_vis_numbers_are_equal(seed, tmp_path):
 
 
 def test_burst_numbers_are_equal(tmp_path):
+    burst_table()
     for place, name in (("gt", "burst_all_classes"), ("tr/x/data", "burst_predictions_burst")):
         (tmp_path / place).mkdir(parents=True)
         content = gzip.decompress((GOLDEN / "eval" / f"{name}.json.gz").read_bytes())
@@ -131,7 +140,7 @@ def sequence(number, num_frames, categories, tracks, **lists):
 
 
 def document(*sequences):
-    table = Path(trackeval.__file__).parent / "datasets/burst_helpers/tao_categories.json"
+    table = burst_table()
     names = [{"id": each["id"], "name": each["name"]} for each in json.loads(table.read_text())]
     return {"split": "val", "sequences": list(sequences), "categories": names}
 
