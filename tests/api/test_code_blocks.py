@@ -7,6 +7,7 @@ has to compile.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import re
 import runpy
 import shlex
@@ -71,12 +72,14 @@ def check(command: str) -> None:
         check(shlex.join(["python", *words[start:]]))
     elif program == "python" and words[:2] == ["-m", "lbvq"]:
         check_lbvq(words[2:])
+    elif program == "python" and words[0] == "-m":
+        assert importlib.util.find_spec(words[1]), command
     elif program == "python" and words[0] == "-c":
         compile(words[1], command, "exec")
     elif program == "python" and words[0].endswith(".py"):
         check_script(words)
     else:
-        assert program in OTHERS or words[:2] in (["-m", "venv"], ["-m", "pytest"]), f"what is {command!r}?"
+        assert program in OTHERS, f"what is {command!r}?"
 
 
 def check_lbvq(words: list[str]) -> None:
