@@ -200,6 +200,7 @@ def test_weights_folded_in_inference_mode_serve_later_calls_too():
     assert model.res2[0].conv1.weight.grad is not None
 
 
+@pytest.mark.xfail(torch.__version__ < (2, 7), reason="PyTorch 2.6 stops compiling at a context variable")
 def test_compilers_see_one_graph_and_no_cache():
     model = small().eval()
     with torch.no_grad():

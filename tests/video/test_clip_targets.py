@@ -61,7 +61,7 @@ def test_copies_to_a_gpu_are_pinned_and_do_not_wait(kind, pinned):
     calls, device = [], torch.device(kind)
 
     class Tensor:
-        device = CPU
+        device, dtype = CPU, torch.float32
 
         def pin_memory(self):
             calls.append("pin")
