@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lbvq.evaluation.mask_texts import Masks
-from lbvq.masks.compiled import Library, library
+from lbvq.masks.compiled import Library, load_compiled
 from lbvq.masks.runs import decode_masks
 
 _TUBES_AT_ONCE = 16  # that are compared with one; more would leave the processor's cache
@@ -88,7 +88,7 @@ def _cut_at_columns(
     start: np.ndarray, end: np.ndarray, first: np.ndarray, height: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Cut runs that go on in the next column; returns start, end, column and first, see `TubeRuns`."""
-    compiled = library()
+    compiled = load_compiled()
     if compiled is not None and start.dtype == np.int32:
         return compiled.cut_at_columns(start, end, first, height)
     column = (start // height).astype(np.intp)  # it is used as an index only
@@ -194,7 +194,7 @@ class _ColumnLookup:
 
     def count(self, tubes: TubeRuns, index: np.ndarray) -> np.ndarray:
         """(n,) numbers of pixels that the tubes at (n,) `index` share with ours."""
-        compiled = library()
+        compiled = load_compiled()
         if compiled is not None and self._curve is None and tubes.start.dtype == self._dtype == np.int32:
             return self._count_compiled(compiled, tubes, index)
         rows = [tubes.rows(each) for each in index.tolist()]

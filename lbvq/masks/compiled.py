@@ -48,7 +48,7 @@ def _target(folder: Path) -> Path:
 
 
 @lru_cache
-def library(folder: Path = SOURCE.parent) -> Library | None:
+def load_compiled(folder: Path = SOURCE.parent) -> Library | None:
     """The compiled functions, None where they were not compiled."""
     target = _target(folder)
     return Library(target) if target.exists() else None

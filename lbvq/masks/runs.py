@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lbvq.masks.compiled import library
+from lbvq.masks.compiled import load_compiled
 from lbvq.masks.rle import MAX_PIXELS, to_rle
 
 _QUOTE = ord('"') - ord("0") + 256  # a quotation mark, counted as a base-32 digit in uint8
@@ -65,7 +65,7 @@ def decode_masks(
     num_pixels = sizes[:, 0] * sizes[:, 1]
     whole = [(0, len(texts))] if len(texts) else []
     parts = []
-    for start, stop in _portions(texts) if library() is None else whole:
+    for start, stop in _portions(texts) if load_compiled() is None else whole:
         part = slice(start, stop)
         try:
             runs = _decode(texts[part], num_pixels[part], offsets[part])
@@ -173,7 +173,7 @@ def _decode(texts: Sequence[bytes], num_pixels: np.ndarray, offsets: np.ndarray)
     dtype = np.int32 if int((offsets + num_pixels).max()) < 2**31 else np.int64
     if int(num_pixels.max()) > MAX_PIXELS or int(num_pixels.min()) <= 0:
         raise _UnusualMasksError
-    compiled = library()
+    compiled = load_compiled()
     if compiled is not None and dtype is np.int32:
         decoded = compiled.decode(texts, num_pixels, offsets)
         if decoded is None:

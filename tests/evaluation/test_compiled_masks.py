@@ -25,7 +25,7 @@ def library(tmp_path_factory):
         pytest.skip("needs a C compiler")
     folder = tmp_path_factory.mktemp("compiled")
     compiled.build(folder)
-    return compiled.library(folder)
+    return compiled.load_compiled(folder)
 
 
 @contextlib.contextmanager
@@ -33,7 +33,7 @@ def using(library):
     """Let everything decode and compare with a library, or with numpy for None."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (lbvq.masks.runs, lbvq.evaluation.overlap):
-            patch.setattr(module, "library", lambda: library)
+            patch.setattr(module, "load_compiled", lambda: library)
         yield
 
 
@@ -141,13 +141,13 @@ def test_scores_are_the_same_to_the_last_bit(library, seed, boundary_ratio):
 
 
 def test_without_the_file_of_this_very_source_numpy_is_used(library, tmp_path, monkeypatch):
-    assert compiled.library(tmp_path) is None
+    assert compiled.load_compiled(tmp_path) is None
     source = tmp_path / "runs.c"
     source.write_text(compiled.SOURCE.read_text() + "\n")
     monkeypatch.setattr(compiled, "SOURCE", source)
-    assert compiled.library.__wrapped__(compiled.build(tmp_path).parent) is not None
+    assert compiled.load_compiled.__wrapped__(compiled.build(tmp_path).parent) is not None
     source.write_text(source.read_text() + "\n")
-    assert compiled.library.__wrapped__(tmp_path) is None
+    assert compiled.load_compiled.__wrapped__(tmp_path) is None
 
 
 def test_what_cannot_be_compiled_is_said(tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from lbvq.masks.compiled import library
+from lbvq.masks.compiled import load_compiled
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = {
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> None:
     published = {"mask": args.published, "boundary": args.published_boundary}
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)).resolve()
-        print(f"inner loops in {'numpy' if library() is None else 'C'}")
+        print(f"inner loops in {'numpy' if load_compiled() is None else 'C'}")
         print(
             f"{'case':7s}{'task':12s}{'ours':>8s}{'other':>8s}{'other/ours':>12s}{'files MB':>10s}{'memory':>9s}  other"
         )
