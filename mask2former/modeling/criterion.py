@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,13 @@ DRAWN_AT_ONCE = 2**24  # points; more layers are drawn, matched and compared one
 Layer = dict[str, Any]  # what a decoder layer says
 Target = dict[str, Any]
 AnyLayer = TypeVar("AnyLayer")
+
+
+class LayerDraws(NamedTuple):
+    """What is drawn for the losses of a layer, before anything is computed."""
+
+    points: Draws
+    waits: Tensor | None = None  # (K+1,), where the class loss draws classes
 
 
 class SetCriterion(nn.Module):
@@ -123,7 +130,7 @@ class SetCriterion(nn.Module):
 
     def match_layers(
         self, layers: list[Layer], targets: list[Target], guided: list[Match] | None = None
-    ) -> tuple[list[list[Match]], list[Any]]:
+    ) -> tuple[list[list[Match]], list[LayerDraws]]:
         """Matches of every layer, and what was drawn for its losses.
 
         All is drawn before anything is computed, in the order in which one layer after the other would draw it: so all
@@ -138,7 +145,7 @@ class SetCriterion(nn.Module):
             return self.matcher.match_layers(layers, targets, points), draws
         return [guided] * len(layers), draws
 
-    def draw(self, layer: Layer, targets: list[Target], guided: list[Match] | None) -> Any:
+    def draw(self, layer: Layer, targets: list[Target], guided: list[Match] | None) -> LayerDraws:
         """Draw what the losses of a layer need."""
         masks = layer["pred_masks"]
         if guided is None:
@@ -146,23 +153,27 @@ class SetCriterion(nn.Module):
         else:
             num_pairs = sum(len(queries) for queries, _ in guided)
         num_masks = num_pairs * masks.shape[2:-2].numel()  # every frame of a clip is a mask of its own
-        return draw_points(
-            num_masks, self.num_points, self.oversample_ratio, self.importance_sample_ratio, masks.device
-        )
+        sampling = (self.num_points, self.oversample_ratio, self.importance_sample_ratio)
+        return LayerDraws(draw_points(num_masks, *sampling, masks.device))
 
     def losses_of_layers(
         self,
         layers: list[Layer],
         targets: list[Target],
         matches: list[list[Match]],
-        draws: list[Any],
+        draws: list[LayerDraws],
         num_masks: float | Tensor,
     ) -> Iterator[dict[str, Tensor]]:
         """Class, mask and dice loss of every layer under given matches."""
-        mask_losses = self.mask_losses(layers, targets, matches, draws, num_masks)
-        for layer, found, (mask, dice) in zip(layers, matches, mask_losses, strict=True):
-            loss_ce = self.class_loss(layer["pred_logits"], targets, found)
-            yield {"loss_ce": loss_ce, "loss_mask": mask, "loss_dice": dice}
+        mask_losses = self.mask_losses(layers, targets, matches, [drawn.points for drawn in draws], num_masks)
+        for layer, found, drawn, (mask, dice) in zip(layers, matches, draws, mask_losses, strict=True):
+            yield {**self.class_losses(layer, targets, found, drawn), "loss_mask": mask, "loss_dice": dice}
+
+    def class_losses(
+        self, layer: Layer, targets: list[Target], matches: list[Match], drawn: LayerDraws
+    ) -> dict[str, Tensor]:
+        """Losses of a layer that say what its queries are."""
+        return {"loss_ce": self.class_loss(layer["pred_logits"], targets, matches)}
 
     def class_loss(self, logits: Tensor, targets: list[Target], matches: list[Match]) -> Tensor:
         """Weighted cross entropy over all queries of all images; a query without object has class K."""

@@ -247,8 +247,10 @@ def masks_of_pairs(layers: Sequence[Any], matches: list[list[Match]]) -> Tensor:
     outputs, clips = entries // layers[0].shape[1], entries % layers[0].shape[1]
     if isinstance(layers[0], ClipMasks):
         return select_masks(layers, order, outputs, clips, queries)
-    masks = [(order == number, masks) for number, masks in enumerate(layers)]
-    return torch.cat([select_rows(masks, outputs[here], clips[here], queries[here]) for here, masks in masks])
+    chosen = [order == number for number in range(len(layers))]  # the pairs of each layer
+    return torch.cat(
+        [select_rows(masks, outputs[own], clips[own], queries[own]) for masks, own in zip(layers, chosen, strict=True)]
+    )
 
 
 Rows = tuple[Tensor, Tensor, Tensor]  # embeddings (R, C); on the CPU ids (R,) and groups (R,)

@@ -9,9 +9,9 @@ Supervision", ECCV 2022). Whether a query is an object at all is learned by a he
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mask2former.modeling.criterion import (
     Layer,
+    LayerDraws,
     SetCriterion,
     Target,
     classes_of_queries,
@@ -26,7 +27,6 @@ from mask2former.modeling.criterion import (
     select_rows,
 )
 from mask2former.modeling.matcher import HungarianMatcher, Match
-from mask2former.points import Draws
 from mask2former.transfer import to_device
 
 if TYPE_CHECKING:
@@ -105,29 +105,20 @@ class OpenVocabularyCriterion(SetCriterion):
             )
         return super().forward(outputs, targets, guide)
 
-    def draw(self, layer: Layer, targets: list[Target], guided: list[Match] | None) -> FederatedDraws:
-        points = super().draw(layer, targets, guided)
-        return FederatedDraws(points, torch.empty(len(self.class_frequency) + 1).exponential_())
+    def draw(self, layer: Layer, targets: list[Target], guided: list[Match] | None) -> LayerDraws:
+        drawn = super().draw(layer, targets, guided)
+        return drawn._replace(waits=torch.empty(len(self.class_frequency) + 1).exponential_())
 
-    def losses_of_layers(
-        self,
-        layers: list[Layer],
-        targets: list[Target],
-        matches: list[list[Match]],
-        draws: list[FederatedDraws],
-        num_masks: float | Tensor,
-    ) -> Iterator[dict[str, Tensor]]:
-        points = [drawn.points for drawn in draws]
-        mask_losses = self.mask_losses(layers, targets, matches, points, num_masks)
-        for layer, found, drawn, (mask, dice) in zip(layers, matches, draws, mask_losses, strict=True):
-            logits = layer["pred_logits"].float()
-            classes = classes_of_queries(logits, targets, found)
-            yield {
-                "loss_ce": self.federated_loss(logits, classes, drawn.waits),
-                "loss_object_ce": self.object_loss(layer["pred_object_logits"].float(), classes, logits.shape[-1] - 1),
-                "loss_mask": mask,
-                "loss_dice": dice,
-            }
+    def class_losses(
+        self, layer: Layer, targets: list[Target], matches: list[Match], drawn: LayerDraws
+    ) -> dict[str, Tensor]:
+        assert drawn.waits is not None  # `draw` makes them
+        logits = layer["pred_logits"].float()
+        classes = classes_of_queries(logits, targets, matches)
+        return {
+            "loss_ce": self.federated_loss(logits, classes, drawn.waits),
+            "loss_object_ce": self.object_loss(layer["pred_object_logits"].float(), classes, logits.shape[-1] - 1),
+        }
 
     def federated_loss(self, logits: Tensor, classes: Tensor, waits: Tensor) -> Tensor:
         """Binary cross entropy of matched queries over a subset of classes, by the number of all queries.
@@ -150,13 +141,6 @@ class OpenVocabularyCriterion(SetCriterion):
         """Weighted cross entropy of (B, Q, 2) logits: class 0 with an object, class 1 without."""
         wanted = to_device((classes == no_object).long().flatten(), logits.device)
         return F.cross_entropy(logits.flatten(0, 1), wanted, self.empty_object_weight)
-
-
-class FederatedDraws(NamedTuple):
-    """What is drawn for the losses of a layer."""
-
-    points: Draws
-    waits: Tensor  # (K+1,)
 
 
 def federated_subset(
