@@ -7,6 +7,8 @@ from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+FRAMES_AHEAD = 3  # decoded frames of a video that wait for the network; the others need no memory
+
 Item = TypeVar("Item")
 
 

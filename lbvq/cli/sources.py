@@ -20,9 +20,7 @@ from lbvq.video.formats import STREAM_PROTOCOLS
 from lbvq.video.reader import VideoError, read_video
 from lbvq.video.sound import Sound
 from lbvq.video.times import uneven_times
-from mask2former.ahead import ahead
-
-FRAMES_AHEAD = 3  # decoded frames that wait; the others of a file need no memory
+from mask2former.ahead import FRAMES_AHEAD, ahead
 
 logger = logging.getLogger(__name__)
 

@@ -37,7 +37,7 @@ from lbvq.modeling.online.segmenter import (
 from lbvq.modeling.postprocess import Chosen, MaskStream, inside_sums, mask_quality, over_frames, resize, sizes_of
 from lbvq.refine import refiner_name
 from mask2former.abilities import require
-from mask2former.ahead import ahead
+from mask2former.ahead import FRAMES_AHEAD, ahead
 from mask2former.registry import model_class
 from mask2former.structures import ImageList
 from mask2former.transfer import to_host
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FRAMES_AHEAD = 3  # decoded frames that wait for the network, on a GPU
 STATE_VERSION = 2  # 1 had an identity for every (row, label)
 
 
