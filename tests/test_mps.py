@@ -17,6 +17,7 @@ from frame_models import SMALL
 from golden_fill import frames
 from golden_samples import training_sample
 from mps_operators import OnMps, runs_on_mps
+from ovformer_models import CLIP, FRAME, IMAGE, clip_cfg
 from synth_targets import clips
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -78,40 +79,61 @@ def training_clip(num_frames: int) -> dict[str, Any]:
     return sample
 
 
-def used_by(method: str) -> OnMps:
-    """Segment five frames and do a step of training."""
-    cfg = CONFIGS[method]()
-    torch.manual_seed(0)
-    model = build_model(cfg)
+def used_by(model: nn.Module, test: dict[str, Any] | None, training: dict[str, Any] | None) -> OnMps:
+    """Run the model on a sample for tests, and do a step of training on another."""
     optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
     with as_elsewhere(model), OnMps() as used:
-        with torch.inference_mode():
-            model.eval()([{"image": list(frames(5, 64, 96, seed=1)), "dense_masks": False}])
-        sum(model.train()([training_clip(cfg.INPUT.SAMPLING_FRAME_NUM)]).values()).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 0.01)
-        optimizer.step()
+        if test is not None:
+            with torch.inference_mode():
+                model.eval()([test])
+        if training is not None:
+            sum(model.train()([training]).values()).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+            optimizer.step()
     return used
+
+
+def assert_runs_on_mps(used: OnMps, *, trained: bool = True) -> None:
+    assert len(used.operators) > 60 and any("backward" in name for name in used.operators) is trained
+    assert {name for name in used.operators if not runs_on_mps(name)} <= set(FALLBACK)
+    assert used.doubles == set()
 
 
 @pytest.mark.parametrize("method", CONFIGS)
 def test_every_operator_of_a_method_runs_on_mps_or_is_one_that_falls_back(method):
-    used = used_by(method)
-    assert len(used.operators) > 60 and any("backward" in name for name in used.operators)
-    assert {name for name in used.operators if not runs_on_mps(name)} <= set(FALLBACK)
-    assert used.doubles == set()
+    cfg = CONFIGS[method]()
+    torch.manual_seed(0)
+    video = {"image": list(frames(5, 64, 96, seed=1)), "dense_masks": False}
+    assert_runs_on_mps(used_by(build_model(cfg), video, training_clip(cfg.INPUT.SAMPLING_FRAME_NUM)))
 
 
-def test_every_operator_of_a_prediction_of_ovformer_does():
-    """Its training is on images with what CLIP says of them, and is left out."""
-    changes = {"MODEL__SEM_SEG_HEAD__TRANSFORMER_ENC_LAYERS": 1, "MODEL__MASK_FORMER__DEC_LAYERS": 3}
-    cfg = load_cfg("youtubevis_2019/ovformer_R50_bs8.yaml", MODEL__MASK_FORMER__CLIP_TEXT_PATH="rand", **changes)
-    model = build_model(cfg).eval()
-    features = torch.ones(3, model.sem_seg_head.predictor.class_embed.text_dim)
-    with as_elsewhere(model), OnMps() as used, torch.inference_mode():
-        model([{"image": list(frames(3, 64, 96, seed=1)), "dense_masks": False, "clip_features": features}])
-    assert len(used.operators) > 60
-    assert {name for name in used.operators if not runs_on_mps(name)} <= set(FALLBACK)
-    assert used.doubles == set()
+# OVFormer predicts videos with one model, and trains another one on images or a third one on clips.
+SLIM = {
+    "MODEL__SEM_SEG_HEAD__TRANSFORMER_ENC_LAYERS": 1,
+    "MODEL__MASK_FORMER__DEC_LAYERS": 3,
+    "MODEL__MASK_FORMER__TRAIN_NUM_POINTS": 112,
+}
+SEEN_BY_CLIP = torch.ones(3, 512)
+
+
+def test_every_operator_of_a_prediction_of_ovformer_does(tmp_path):
+    model = build_model(clip_cfg(FRAME, tmp_path, **SLIM))
+    video = {"image": list(frames(3, 64, 96, seed=1)), "dense_masks": False, "clip_features": SEEN_BY_CLIP}
+    assert_runs_on_mps(used_by(model, video, None), trained=False)
+
+
+def test_every_operator_of_a_training_of_ovformer_on_images_does(tmp_path):
+    clip = training_clip(1)
+    shown = clip["instances"][0][clip["instances"][0].gt_ids >= 0]
+    image = {"image": clip["image"][0], "instances": shown, "clip_features": SEEN_BY_CLIP[0]}
+    assert_runs_on_mps(used_by(build_model(clip_cfg(IMAGE, tmp_path, **SLIM)), None, image))
+
+
+def test_every_operator_of_a_training_of_ovformer_on_clips_does(tmp_path):
+    clip = {**training_clip(2), "clip_features": SEEN_BY_CLIP[:2]}
+    video = {"image": list(frames(3, 64, 96, seed=1)), "dense_masks": False, "clip_features": SEEN_BY_CLIP}
+    cfg = clip_cfg(CLIP, tmp_path, MODEL__MASK_FORMER__CLASS_COUNTS_PATH="", **SLIM)  # a file that is not ours to ship
+    assert_runs_on_mps(used_by(build_model(cfg), video, clip))
 
 
 @pytest.mark.parametrize(

