@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
 import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,12 @@ def recorded(stem: str) -> dict[str, Any]:
         for key, part in json.loads(gzip.decompress(path.read_bytes())).items():
             whole[key] = {**whole.get(key, {}), **part} if isinstance(part, dict) else part
     return whole
+
+
+def project() -> dict[str, Any]:
+    """The table "project" of pyproject.toml: name, dependencies, optional-dependencies, ..."""
+    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")  # pytest brings tomli along
+    return toml.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def run_tool(tool: str, *arguments: Any) -> int:

@@ -5,13 +5,12 @@ The rules themselves, with the tables of who may import whom, are in `architectu
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import architecture_rules as rules
 import pytest
-from helpers import ROOT
+from helpers import ROOT, project
 
 # ---- the project keeps them
 
@@ -53,11 +52,7 @@ def test_extras_are_imported_where_they_are_used():
 
 
 def test_every_extra_is_known_to_the_rule_about_extras():
-    if sys.version_info < (3, 11):
-        pytest.skip("tomllib came with Python 3.11")
-    import tomllib
-
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = project()["optional-dependencies"]
     names = {line.split(">")[0].split("=")[0].split("[")[0].strip() for group in extras.values() for line in group}
     assert_none(
         [f"add {name} to OPTIONAL in tests/architecture_rules.py" for name in sorted(names - set(rules.OPTIONAL))]

@@ -6,7 +6,7 @@ import argparse
 
 EXAMPLES = """examples:
   lbvq info
-  lbvq info > report.txt      to be attached to a bug report; it names no files of yours
+  lbvq info > report.txt      to be attached to a bug report; it names where Python is, and no other files of yours
 """
 
 

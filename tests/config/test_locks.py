@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import sys
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, project
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -28,13 +27,8 @@ def pins(name: str) -> list[tuple[Requirement, list[str]]]:
 
 def promises(*, docs: bool) -> list[Requirement]:
     """What pyproject.toml asks for: the extra of the pages, or everything else."""
-    if sys.version_info < (3, 11):
-        pytest.skip("tomllib came with Python 3.11")
-    import tomllib
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"]
-    groups = [extras["docs"]] if docs else [project["dependencies"], *(extras[e] for e in extras if e != "docs")]
+    extras = project()["optional-dependencies"]
+    groups = [extras["docs"]] if docs else [project()["dependencies"], *(extras[e] for e in extras if e != "docs")]
     return [Requirement(line) for group in groups for line in group]
 
 

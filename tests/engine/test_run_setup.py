@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import random
 import re
@@ -11,9 +12,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from helpers import project
 
 from lbvq.config import get_cfg
-from lbvq.engine.environment import environment_report, git_revision
+from lbvq.engine.environment import OPTIONAL, PACKAGES, environment_report, git_revision
 from lbvq.engine.random_state import get_random_state, preserve_random_state, seed_all_rng, set_random_state
 from lbvq.engine.setup import default_argument_parser, default_setup, setup_logger
 from lbvq.files import writing
@@ -144,6 +146,31 @@ def test_report_names_versions_and_the_source_revision(tmp_path):
     report = environment_report()
     assert f"torch  {torch.__version__.split('+')[0]}" in re.sub(" +", "  ", report)
     assert git_revision(tmp_path) == "unknown (not a git checkout)"
+
+
+def test_the_report_knows_what_the_project_needs_and_what_its_extras_are_for():
+    def names(lines):
+        return {re.match(r"[\w-]+", line)[0].lower().replace("_", "-") for line in lines}
+
+    needed, extras = project()["dependencies"], project()["optional-dependencies"]
+    assert {name.lower().replace("_", "-") for name in PACKAGES} == names(needed) | {"lbvq"}
+    for_users = names(
+        line for extra, lines in extras.items() if extra not in ("docs", "dev", "notebooks") for line in lines
+    )
+    assert set(OPTIONAL) == for_users
+
+
+def test_the_report_names_extras_only_where_they_are_installed(monkeypatch):
+    versions = {"timm": "1.0.9"}
+
+    def version(name):
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    rows = dict(re.split(" {2,}", line, maxsplit=1) for line in environment_report().splitlines())
+    assert rows["timm"] == "1.0.9" and rows["numpy"] == "not installed" and "wandb" not in rows
 
 
 def test_git_revision_tells_of_uncommitted_changes(tmp_path):
