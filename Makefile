@@ -20,6 +20,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	-$(BIN)/python -m lbvq info
 	touch $(STAMP)
 
 # Trains a small LBVQ on synthetic videos on the CPU and evaluates it; everything goes to ./quickstart.

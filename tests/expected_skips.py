@@ -13,6 +13,7 @@ ALLOWED = (
     r"resource is not available",  # on Windows
     r"could not import 'torch\.utils\.serialization'.*",  # came with PyTorch 2.7
     r"needs a C compiler",  # the same is done in numpy
+    r"needs the administrator's rights",  # to give files to others
     r"trackeval before 1\.2 lacks the categories of BURST",  # later ones need numpy 2
     r"needs Chromium and playwright",  # a program of the system
     r"could not import 'triton'.*",  # comes with PyTorch for CUDA, on Linux

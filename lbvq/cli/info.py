@@ -1,8 +1,10 @@
-"""Print versions and devices, for bug reports: the work behind `lbvq info`."""
+"""Print versions, devices and what runs in C, for bug reports: the work behind `lbvq info`."""
 
 from __future__ import annotations
 
 import argparse
+
+from lbvq.masks.compiled import LOOPS
 
 EXAMPLES = """examples:
   lbvq info
@@ -19,4 +21,6 @@ def run(args: argparse.Namespace) -> int:
     from lbvq.engine.environment import environment_report  # imports torch
 
     print(environment_report())
+    for source in (LOOPS,):
+        print(f"{source.name}: {source.describe()}")
     return 0

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from lbvq.files.writing import atomic_path
 from lbvq.inference.prompts import PROMPT_SETS, check_classes, parse_classes, plain_name
 from lbvq.modeling.ovformer.towers import ClipTowers
 from lbvq.modeling.ovformer.zero_shot import read_text_embeddings
+from mask2former.compiled import cache_folder
 
 if TYPE_CHECKING:
     from mask2former.cfg import Cfg
@@ -33,13 +33,6 @@ __all__ = ["PROMPT_SETS", "check_classes", "embed_names", "embeddings_for", "par
 logger = logging.getLogger(__name__)
 
 Towers = Callable[[], ClipTowers]
-
-
-def cache_folder() -> Path:
-    """Where embeddings are kept: $VIS_CACHE_DIR, else $XDG_CACHE_HOME/lbvq, else ~/.cache/lbvq."""
-    if os.environ.get("VIS_CACHE_DIR"):
-        return Path(os.environ["VIS_CACHE_DIR"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lbvq"
 
 
 def embed_names(

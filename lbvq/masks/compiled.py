@@ -1,65 +1,48 @@
-"""The inner loops of decoding and comparing masks in C, for whoever has a C compiler and evaluates a lot.
+"""The inner loops of decoding and comparing masks in C, see `mask2former.compiled`.
 
     python -m lbvq.masks.compiled
 
-compiles `runs.c` once, into a file beside it. From then on `runs` and `evaluation.overlap` call it; without that file,
-or after a change of `runs.c`, they do the same in numpy. Results are equal to the last bit.
+compiles them now, and says whether that went well. Nobody has to: they are compiled when there is enough work for them.
+`runs` and `evaluation.overlap` do the same in numpy where they are not. Results are equal to the last bit.
 """
 
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
 import sys
-import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from mask2former.compiled import CSource
+
+FLAGS = ("-fwrapv",)
 SOURCE = Path(__file__).with_name("runs.c")
-COMPILERS = ("cc", "gcc", "clang")
+LOOPS = CSource("loops of masks", SOURCE, FLAGS, worth=1 << 20)  # bytes of masks
 
 
-def build(folder: Path = SOURCE.parent) -> Path:
-    """Compile and return the file.
+def load_compiled(num_bytes: int = 0) -> Library | None:
+    """The compiled functions, None where they are not compiled.
 
-    Raises:
-        OSError: there is no compiler, or it fails, or the folder cannot be written to.
+    Args:
+        num_bytes: of masks that are to be read. A million is read before anything is compiled.
     """
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    if compiler is None:
-        raise OSError(f"no C compiler was found ({', '.join(COMPILERS)}); evaluation works without, in numpy")
-    target = _target(folder)
-    part = target.with_suffix(".part")
-    command = [compiler, "-O3", "-fwrapv", "-fPIC", "-shared", "-o", str(part), str(SOURCE)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise OSError(f"{compiler} cannot compile {SOURCE}: {done.stderr.strip()}")
-    part.replace(target)
-    return target
-
-
-def _target(folder: Path) -> Path:
-    """Named after the content of the source, so that an old file is not used with a new source."""
-    return folder / f"_runs_{zlib.crc32(SOURCE.read_bytes()):08x}.so"
+    library = LOOPS.load(num_bytes)
+    return None if library is None else _functions(library)
 
 
 @lru_cache
-def load_compiled(folder: Path = SOURCE.parent) -> Library | None:
-    """The compiled functions, None where they were not compiled."""
-    target = _target(folder)
-    return Library(target) if target.exists() else None
+def _functions(library: ctypes.CDLL) -> Library:
+    return Library(library)
 
 
 class Library:
     """The functions of `runs.c`, called with arrays. All positions are int32 here, see `runs.FrameRuns`."""
 
-    def __init__(self, path: Path) -> None:
-        """Load a file made by `build`."""
-        functions = ctypes.CDLL(str(path))
+    def __init__(self, functions: ctypes.CDLL) -> None:
+        """Say what the functions take."""
         pointer, whole = ctypes.c_void_p, ctypes.c_int64
         self._decode, self._cut, self._count = functions.decode, functions.cut, functions.count_shared
         self._decode.argtypes = [pointer, whole, *7 * [pointer]]
@@ -122,7 +105,7 @@ def _address(array: np.ndarray) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        print(build())
-    except OSError as error:
-        sys.exit(str(error))
+    said = f"{LOOPS.name}: {LOOPS.describe()}"
+    if LOOPS.load() is None:
+        sys.exit(said)
+    print(said)

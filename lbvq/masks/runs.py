@@ -1,4 +1,4 @@
-"""Decode many run-length coded masks at once, checking every one of them, without C code unless it was compiled.
+"""Decode many run-length coded masks at once, checking every one of them.
 
 Masks come as the bytes they have in a JSON file: a quoted string of compressed counts (``"d2Oo..."``) or a list of run
 lengths (``[12, 5, ...]``). Both describe runs down the columns that alternate between background and foreground. The
@@ -6,7 +6,7 @@ runs of all frames of a tube (the masks of one object in one video) are laid beh
 long mask, and overlaps of tubes are overlaps of runs.
 
 All arithmetic is done on whole batches in numpy: reading a mask costs less than a microsecond. `compiled` does it in a
-third of that, if it was compiled.
+third of that, where there is a C compiler and enough to read.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def decode_masks(
     num_pixels = sizes[:, 0] * sizes[:, 1]
     whole = [(0, len(texts))] if len(texts) else []
     parts = []
-    for start, stop in _portions(texts) if load_compiled() is None else whole:
+    for start, stop in _portions(texts) if load_compiled(sum(map(len, texts))) is None else whole:
         part = slice(start, stop)
         try:
             runs = _decode(texts[part], num_pixels[part], offsets[part])

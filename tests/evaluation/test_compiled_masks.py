@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -17,15 +20,14 @@ import lbvq.masks.runs
 from lbvq.evaluation.tube_ap import TubeAP
 from lbvq.masks import compiled, rle
 from lbvq.masks.runs import canonical_counts, decode_masks
+from mask2former.compiled import COMPILERS, CSource
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    if not any(map(shutil.which, compiled.COMPILERS)):
+def library():
+    if not any(map(shutil.which, COMPILERS)):
         pytest.skip("needs a C compiler")
-    folder = tmp_path_factory.mktemp("compiled")
-    compiled.build(folder)
-    return compiled.load_compiled(folder)
+    return compiled.Library(CSource("loops", compiled.SOURCE, compiled.FLAGS).load())
 
 
 @contextlib.contextmanager
@@ -33,7 +35,7 @@ def using(library):
     """Let everything decode and compare with a library, or with numpy for None."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (lbvq.masks.runs, lbvq.evaluation.overlap):
-            patch.setattr(module, "load_compiled", lambda: library)
+            patch.setattr(module, "load_compiled", lambda num_bytes=0: library)
         yield
 
 
@@ -140,26 +142,31 @@ def test_scores_are_the_same_to_the_last_bit(library, seed, boundary_ratio):
     np.testing.assert_array_equal(found[0].compute().precision, found[1].compute().precision)
 
 
-def test_without_the_file_of_this_very_source_numpy_is_used(library, tmp_path, monkeypatch):
-    assert compiled.load_compiled(tmp_path) is None
-    source = tmp_path / "runs.c"
-    source.write_text(compiled.SOURCE.read_text() + "\n")
-    monkeypatch.setattr(compiled, "SOURCE", source)
-    assert compiled.load_compiled.__wrapped__(compiled.build(tmp_path).parent) is not None
-    source.write_text(source.read_text() + "\n")
-    assert compiled.load_compiled.__wrapped__(tmp_path) is None
+def test_loops_are_compiled_when_there_is_enough_to_read(library, monkeypatch, tmp_path):
+    monkeypatch.setenv("VIS_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("LBVQ_COMPILE", raising=False)
+    monkeypatch.setattr(compiled, "LOOPS", CSource("loops", compiled.SOURCE, compiled.FLAGS, worth=40))
+    text = b'"06"'
+    for num_masks, is_compiled in ((3, False), (6, False), (1, True), (1, True)):
+        runs = decode_masks([text] * num_masks, np.array([[2, 3]] * num_masks), np.zeros(num_masks, np.int64), str)
+        assert runs.areas.tolist() == [6] * num_masks
+        assert (compiled.load_compiled() is not None) == is_compiled
 
 
-def test_what_cannot_be_compiled_is_said(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(OSError, match="no C compiler was found"):
-        compiled.build(tmp_path)
-    assert list(tmp_path.iterdir()) == []
+def test_without_a_compiler_numpy_is_used(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(compiled, "LOOPS", CSource("loops", compiled.SOURCE, compiled.FLAGS))
+    assert decode_masks([b'"06"'], np.array([[2, 3]]), np.zeros(1, np.int64), str).areas.tolist() == [6]
+    assert compiled.load_compiled() is None
 
 
-def test_a_source_with_a_mistake_leaves_no_file(library, tmp_path, monkeypatch):
-    monkeypatch.setattr(compiled, "SOURCE", tmp_path / "runs.c")
-    compiled.SOURCE.write_text("int f(void) { return }")
-    with pytest.raises(OSError, match=r"cannot compile .*runs\.c"):
-        compiled.build(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["runs.c"]
+@pytest.mark.parametrize("path", [os.environ["PATH"], ""])
+def test_the_command_says_whether_it_compiled(path):
+    environment = {**os.environ, "PATH": path}
+    done = subprocess.run(
+        [sys.executable, "-m", "lbvq.masks.compiled"], capture_output=True, text=True, env=environment, check=False
+    )
+    if path and any(map(shutil.which, COMPILERS)):
+        assert (done.returncode, done.stdout) == (0, "loops of masks: in C\n")
+    else:
+        assert done.returncode == 1 and "not in C: there is no C compiler" in done.stderr
