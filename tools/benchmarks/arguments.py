@@ -111,6 +111,9 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         "--synthetic", type=int, nargs=3, default=(96, 128, 10), metavar=("H", "W", "T"), help="default 96 128 10"
     )
     parser.add_argument("--real", action="store_true", help="use the data sets of the configuration")
+    parser.add_argument("--published", action="store_true", help="take turns with the published arithmetic, on a CPU")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
+    parser.add_argument("--processor-time", action="store_true", help="count seconds of the CPU")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the configuration")
 
 
