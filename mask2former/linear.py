@@ -9,6 +9,8 @@ bfloat16 and give back the type they were given; the logits of masks stay in flo
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -100,6 +102,15 @@ def mask_logits(embeddings: Tensor, features: Tensor) -> Tensor:
     else:
         masks = torch.bmm(embeddings, features.flatten(2))
     return masks.unflatten(2, features.shape[-2:])
+
+
+def predicted_masks(embeddings: Tensor, features: Tensor) -> dict[str, Any]:
+    """`pred_masks` of all queries, see `mask_logits`; with gradients also what they are made of, `mask_parts`.
+
+    Losses look at the masks of a few queries. Made once more from the parts, they have gradients of their own size.
+    """
+    masks = {"pred_masks": mask_logits(embeddings, features)}
+    return {**masks, "mask_parts": (embeddings, features)} if masks["pred_masks"].requires_grad else masks
 
 
 def _exact_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

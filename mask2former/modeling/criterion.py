@@ -192,13 +192,11 @@ class SetCriterion(nn.Module):
 
         Masks are those of images, (B, Q, h, w) and (G, H, W), or of clips, (B, Q, T, h, w) and (G, T, H, W).
         """
-        pred = [
-            select_rows(layer["pred_masks"], *pairs_of([found])[1:3])
-            for layer, found in zip(layers, matches, strict=True)
-        ]
-        masks = torch.cat(pred).flatten(0, -3)  # (n, h, w); every frame of a clip is a mask of its own
+        pred = matched_masks(layers, matches)
+        masks = pred.flatten(0, -3)  # (n, h, w); every frame of a clip is a mask of its own
         logits, labels = read_pairs(masks, [each["masks"] for each in targets], matches, draws, self.num_points)
-        counts = [each.shape[:-2].numel() for each in pred]
+        num_frames = pred.shape[1:-2].numel()
+        counts = [sum(len(queries) for queries, _ in found) * num_frames for found in matches]
         return losses_of_points(logits, labels, counts, num_masks)
 
 
@@ -216,6 +214,40 @@ def groups_of(layers: Sequence[AnyLayer], num_candidates: int) -> Iterator[list[
 def select_rows(tensor: Tensor, *indices: Tensor) -> Tensor:
     """`tensor[indices]` with indices on the CPU."""
     return tensor[tuple(to_device(index, tensor.device) for index in indices)]
+
+
+def matched_masks(layers: Sequence[Layer], matches: Sequence[Sequence[Match]]) -> Tensor:
+    """Masks of the matched queries of every layer, (n, h, w) or (n, T, h, w), layer by layer, image by image.
+
+    Where the layers say what their masks are made of, see `linear.predicted_masks`, the matched ones are made of it.
+    """
+    order, images, queries, _ = pairs_of(matches)
+    parts = [layer["mask_parts"] for layer in layers if "mask_parts" in layer]
+    if len(parts) < len(layers) or any(features is not parts[0][1] for _, features in parts):
+        chosen = [order == number for number in range(len(layers))]  # the pairs of each layer
+        pairs = zip(layers, chosen, strict=True)
+        return torch.cat([select_rows(layer["pred_masks"], images[own], queries[own]) for layer, own in pairs])
+    embed = select_rows(torch.stack([each for each, _ in parts]), order, images, queries)
+    return masks_of_rows(embed, images, parts[0][1].unbind()).unflatten(1, layers[0]["pred_masks"].shape[2:])
+
+
+def masks_of_rows(embed: Tensor, owners: Tensor, features: Sequence[Tensor]) -> Tensor:
+    """Multiply rows with the features of the image that each belongs to, in one product for every image.
+
+    So the features of an image have one gradient, however many layers look at them.
+
+    Args:
+        embed: (n, c).
+        owners: (n,) which image, on the CPU.
+        features: (c, ...) of every image, of one size.
+
+    Returns:
+        (n, cells).
+    """
+    by_owner = owners.argsort(stable=True)
+    counts = torch.bincount(owners, minlength=len(features)).tolist()
+    parts = zip(select_rows(embed, by_owner).split(counts), features, strict=True)
+    return select_rows(torch.cat([rows @ each.flatten(1) for rows, each in parts]), by_owner.argsort())
 
 
 def classes_of_queries(logits: Tensor, targets: list[Target], matches: Sequence[Match]) -> Tensor:

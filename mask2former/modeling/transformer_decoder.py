@@ -29,7 +29,7 @@ from ..layers import (
     SelfAttentionLayer,
     c2_xavier_fill,
 )
-from ..linear import Linear, mask_logits
+from ..linear import Linear, mask_logits, predicted_masks
 from ..registry import TRANSFORMER_MODULE_REGISTRY
 from ..resize import resize_bilinear, size_of
 
@@ -208,12 +208,11 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         """(Q, BT, C) -> (BT, Q, C), what predictions and frame queries are made of."""
         return self.decoder_norm(queries).transpose(0, 1)
 
-    def prediction_heads(self, state: Tensor, mask_features: Tensor, **context: Any) -> dict[str, Tensor]:
+    def prediction_heads(self, state: Tensor, mask_features: Tensor, **context: Any) -> dict[str, Any]:
         """Normalised queries (BT, Q, C) -> pred_logits (BT, Q, K+1) and pred_masks (BT, Q, h, w)."""
-        masks = mask_logits(self.mask_embed(state), mask_features)
-        return {"pred_logits": self.class_embed(state), "pred_masks": masks}
+        return {"pred_logits": self.class_embed(state), **predicted_masks(self.mask_embed(state), mask_features)}
 
-    def collect_outputs(self, predictions: list[dict[str, Tensor]]) -> dict[str, Any]:
+    def collect_outputs(self, predictions: list[dict[str, Any]]) -> dict[str, Any]:
         """Predictions in layer order -> those of the last layer, with the others as the list `aux_outputs`."""
         return {**predictions[-1], "aux_outputs": predictions[:-1]}
 

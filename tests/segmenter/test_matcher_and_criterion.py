@@ -13,9 +13,16 @@ from helpers import GOLDEN
 
 from lbvq.config import get_cfg
 from mask2former import points as points_module
+from mask2former.linear import predicted_masks
 from mask2former.modeling import criterion as criterion_module
 from mask2former.modeling import matcher as matcher_module
-from mask2former.modeling.criterion import SetCriterion, average_over_processes, dice_loss, sigmoid_ce_loss
+from mask2former.modeling.criterion import (
+    SetCriterion,
+    average_over_processes,
+    dice_loss,
+    masks_of_rows,
+    sigmoid_ce_loss,
+)
 from mask2former.modeling.matcher import (
     HungarianMatcher,
     assign,
@@ -310,3 +317,51 @@ def test_all_layers_together_draw_match_and_lose_as_one_after_the_other(num_fram
     for layer, same in zip(matches, all_matches, strict=True):
         for match, other in zip(layer, same, strict=True):
             assert torch.equal(torch.stack(match), torch.stack(other))
+
+
+@pytest.mark.parametrize("num_frames", [None, 2])
+def test_matched_masks_made_of_their_parts_have_the_losses_and_gradients_of_all_masks(num_frames):
+    """The masks themselves get no gradient then; layers with other features than the first have masks only."""
+    generator = torch.Generator().manual_seed(0)
+    rows = 6 * (num_frames or 1)
+    frames = () if num_frames is None else (num_frames,)
+    targets = [
+        {"labels": torch.arange(count) % 5, "masks": torch.rand(count, *frames, 12, 16, generator=generator) > 0.5}
+        for count in (2, 0, 4)
+    ]
+    features = torch.randn(3, 7, rows, 8, generator=generator).requires_grad_()
+    embeddings = [torch.randn(3, 5, 7, generator=generator).requires_grad_() for _ in range(3)]
+    logits = [torch.randn(3, 5, 6, generator=generator) for _ in range(3)]
+
+    def run(has_parts):
+        layers, made = [], []
+        for index, (embed, scores) in enumerate(zip(embeddings, logits, strict=True)):
+            own = features * 1 if has_parts == "of the layer" and index else features
+            layer = {"pred_logits": scores, **predicted_masks(embed, own)}
+            layer["pred_masks"].retain_grad()
+            made.append(layer["pred_masks"])
+            if num_frames:
+                layer["pred_masks"] = layer["pred_masks"].unflatten(2, (num_frames, -1))
+            if not has_parts:
+                del layer["mask_parts"]
+            layers.append(layer)
+        torch.manual_seed(1)
+        losses, _ = make_criterion()({**layers[0], "aux_outputs": layers[1:]}, targets)
+        gradients = torch.autograd.grad(sum(losses.values()), [features, *embeddings, *made], allow_unused=True)
+        return losses, gradients[:4], [each is not None for each in gradients[4:]]
+
+    losses, gradients, has_grad = run(False)
+    assert has_grad == [True] * 3
+    for has_parts, expected in (("in common", [False] * 3), ("of the layer", [True] * 3)):
+        same, others, has_grad = run(has_parts)
+        assert has_grad == expected
+        torch.testing.assert_close(same, losses, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(others, gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_rows_are_multiplied_with_the_features_of_their_own_image():
+    embed = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 1.0]])
+    features = [torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]]), torch.tensor([[[5.0, 6.0]], [[7.0, 8.0]]])]
+    masks = masks_of_rows(embed, torch.tensor([1, 0, 1]), features)
+    assert masks.tolist() == [[5.0, 6.0], [3.0, 4.0], [17.0, 20.0]]
+    assert masks_of_rows(embed[:0], torch.zeros(0, dtype=torch.int64), features).shape == (0, 2)

@@ -149,15 +149,21 @@ def test_a_batch_without_objects_gives_zero_mask_losses_that_can_be_differentiat
     assert all(leaf.grad is not None and not leaf.grad.any() for leaf in leaves)
 
 
-def test_masks_on_demand_give_the_losses_of_dense_masks(outputs, clip_targets, frame_targets):
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_masks_on_demand_give_the_losses_and_gradients_of_dense_masks(outputs, clip_targets, frame_targets, num_layers):
     generator = torch.Generator().manual_seed(0)
-    masks = ClipMasks(torch.randn(2, 1, 6, 4, generator=generator), torch.randn(1, 2, 4, 12, 16, generator=generator))
-    outputs["aux_outputs"] = []
-    with fixed_rand():
-        dense = criterion()({**outputs, "pred_masks": masks.dense()}, clip_targets, frame_targets, FRAME_MATCHES)
-        lazy = criterion()({**outputs, "pred_masks": masks}, clip_targets, frame_targets, FRAME_MATCHES)
-    for name in dense:
-        torch.testing.assert_close(lazy[name], dense[name], atol=1e-5, rtol=1e-5)
+    features = torch.randn(1, 2, 4, 12, 16, generator=generator).requires_grad_()
+    embeddings = [torch.randn(2, 1, 6, 4, generator=generator).requires_grad_() for _ in range(num_layers)]
+    outputs["aux_outputs"] = outputs["aux_outputs"][: num_layers - 1]
+    found = []
+    for as_masks in (ClipMasks, lambda *parts: ClipMasks(*parts).dense()):
+        for layer, embed in zip((outputs, *outputs["aux_outputs"]), embeddings, strict=True):
+            layer["pred_masks"] = as_masks(embed, features)
+        with fixed_rand():
+            losses = criterion()(outputs, clip_targets, frame_targets, FRAME_MATCHES)
+        masks = [loss for name, loss in losses.items() if "mask" in name or "dice" in name]
+        found.append((losses, torch.autograd.grad(sum(masks), [features, *embeddings])))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
 
 
 def test_the_class_loss_counts_no_object_a_tenth():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mask2former.layers import MLP, Conv2d, CrossAttentionLayer, FFNLayer, SelfAttentionLayer, c2_xavier_fill
-from mask2former.modeling.criterion import select_rows
+from mask2former.modeling.criterion import masks_of_rows, select_rows
 
 if TYPE_CHECKING:
     from mask2former.cfg import Cfg
@@ -192,7 +192,6 @@ class ClipMasks:
         features: (B, T, mask_dim, h, w) mask features.
         """
         self.embed, self.features = embed, features
-        self.clips = features.unbind()  # once: in training every selection has a gradient of the size of the whole
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -200,8 +199,7 @@ class ClipMasks:
         return (self.embed.shape[0], batch, self.embed.shape[2], frames, height, width)
 
     def __getitem__(self, index: tuple[Any, ...]) -> Tensor:
-        clip = index[1]
-        return torch.einsum("nc,tchw->nthw", self.embed[index], self.clips[clip])
+        return torch.einsum("nc,tchw->nthw", self.embed[index], self.features[index[1]])
 
     def dense(self) -> Tensor:
         """The whole tensor (L, B, N, T, h, w)."""
@@ -211,16 +209,13 @@ class ClipMasks:
 def select_masks(layers: Sequence[ClipMasks], order: Tensor, outputs: Tensor, clips: Tensor, queries: Tensor) -> Tensor:
     """Masks (n, T, h, w) of clip queries of several layers with the same mask features.
 
-    One product for every clip: so its features have one gradient, instead of one for each layer and output.
-
     Args:
         order, outputs, clips, queries: (n,) each on the CPU, where the masks are: layer, l, b, query.
     """
     embed = select_rows(torch.stack([masks.embed for masks in layers]), order, outputs, clips, queries)  # (n, mask_dim)
-    if len(layers[0].clips) == 1:
-        return torch.einsum("nc,tchw->nthw", embed, layers[0].clips[0])
-    by_clip = clips.argsort(stable=True)
-    counts = torch.bincount(clips, minlength=len(layers[0].clips)).tolist()
-    parts = zip(select_rows(embed, by_clip).split(counts), layers[0].clips, strict=True)
-    masks = torch.cat([torch.einsum("nc,tchw->nthw", few, features) for few, features in parts])
-    return select_rows(masks, by_clip.argsort())
+    features = layers[0].features
+    num_frames = features.shape[1]
+    frames = (clips[:, None] * num_frames + torch.arange(num_frames)).flatten()  # (n*T,) which frame of all clips
+    maps = [frame for clip in features.unbind() for frame in clip.unbind()]
+    masks = masks_of_rows(embed.repeat_interleave(num_frames, 0), frames, maps)
+    return masks.view(-1, num_frames, *features.shape[-2:])

@@ -69,7 +69,7 @@ class ClipVolume(MultiScaleMaskedTransformerDecoder):
 
     def prediction_heads(
         self, state: Tensor, mask_features: Tensor, *, num_frames: int | None = None, **context: Any
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         """As for images, with pred_masks (B, Q, T, h, w)."""
         predictions = super().prediction_heads(state, mask_features, **context)
         if num_frames is None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from mask2former.linear import mask_logits
+from mask2former.linear import predicted_masks
 from mask2former.modeling.criterion import SetCriterion, select_rows, weighted
 from mask2former.modeling.matcher import Match
 from mask2former.registry import META_ARCH_REGISTRY
@@ -161,7 +161,7 @@ class DecoupledSegmenter(FrameSegmenter):
         """Whether objects are matched with the outputs of the part before the one that is trained."""
         return self.iteration < self.guided_iterations
 
-    def tracked_outputs(self, tracked: TrackedFrames, mask_features: Tensor) -> list[dict[str, Tensor]]:
+    def tracked_outputs(self, tracked: TrackedFrames, mask_features: Tensor) -> list[dict[str, Any]]:
         """Predictions of every layer for the frames (B*t) of some videos, video by video.
 
         Args:
@@ -174,7 +174,7 @@ class DecoupledSegmenter(FrameSegmenter):
         logits, embeddings = self.tracker.predict(tracked.outputs, tracked.references)
         maps = self.tracker.mask_features(mask_features)
         return [
-            {"pred_logits": layer_logits.flatten(0, 1), "pred_masks": mask_logits(layer_embeddings.flatten(0, 1), maps)}
+            {"pred_logits": layer_logits.flatten(0, 1), **predicted_masks(layer_embeddings.flatten(0, 1), maps)}
             for layer_logits, layer_embeddings in zip(logits, embeddings, strict=True)
         ]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from mask2former.layers import MLP
-from mask2former.linear import mask_logits
+from mask2former.linear import predicted_masks
 from mask2former.modeling.transformer_decoder import MultiScaleMaskedTransformerDecoder
 from mask2former.registry import TRANSFORMER_MODULE_REGISTRY
 
@@ -60,16 +60,16 @@ class OpenVocabularyTransformerDecoder(MultiScaleMaskedTransformerDecoder):
         text = read_text_embeddings(path, arguments["num_classes"])
         return {**arguments, "text": text, "is_learned": path == RANDOM_TEXT}
 
-    def prediction_heads(self, state: Tensor, mask_features: Tensor, **context: Any) -> dict[str, Tensor]:
+    def prediction_heads(self, state: Tensor, mask_features: Tensor, **context: Any) -> dict[str, Any]:
         """Normalised queries (B, Q, C) -> pred_object_logits (B, Q, 2), pred_logits, pred_masks, pred_embds."""
         return {
             "pred_object_logits": self.object_embed(state),
             "pred_logits": self.class_embed(state, context["image_features"]),
-            "pred_masks": mask_logits(self.mask_embed(state), mask_features),
             "pred_embds": state,
+            **predicted_masks(self.mask_embed(state), mask_features),
         }
 
-    def collect_outputs(self, predictions: list[dict[str, Tensor]]) -> dict[str, Any]:
+    def collect_outputs(self, predictions: list[dict[str, Any]]) -> dict[str, Any]:
         outputs = super().collect_outputs(predictions)
         for layer in outputs["aux_outputs"]:
             del layer["pred_embds"]
