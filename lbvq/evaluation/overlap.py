@@ -7,13 +7,14 @@ whole video: sum of the intersections over sum of the unions, not a mean over fr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
 
 from lbvq.evaluation.mask_texts import Masks
-from lbvq.masks.compiled import Library, load_compiled
+from lbvq.masks.compiled import Tubes, load_compiled
 from lbvq.masks.runs import decode_masks
 
 _TUBES_AT_ONCE = 16  # that are compared with one; more would leave the processor's cache
@@ -56,10 +57,40 @@ class TubeRuns:
         self.areas = np.zeros((len(tubes), int(self.lengths.max(initial=0))), np.int64)
         self.areas[tube, frame] = runs.areas
         first = runs.first[np.searchsorted(tube, np.arange(len(tubes) + 1))]
-        self.start, self.end, self.column, self.first = _cut_at_columns(runs.start, runs.end, first, size_hw[0])
+        self._tubes = Tubes(runs.start, runs.end, first, self.areas)
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @cached_property
+    def _cut(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        start, end, first, _ = self._tubes
+        return _cut_at_columns(start, end, first, self.size_hw[0])
+
+    @property
+    def start(self) -> np.ndarray:
+        """See above; all runs are cut when one of these is asked for."""
+        return self._cut[0]
+
+    @property
+    def end(self) -> np.ndarray:
+        """See above."""
+        return self._cut[1]
+
+    @property
+    def column(self) -> np.ndarray:
+        """See above."""
+        return self._cut[2]
+
+    @property
+    def first(self) -> np.ndarray:
+        """See above."""
+        return self._cut[3]
+
+    @property
+    def whole_runs(self) -> Tubes:
+        """The runs as they are in the file, which may go on in the next column."""
+        return self._tubes
 
     def mean_areas(self) -> np.ndarray:
         """(N,) mean area over the frames in which the tube is not empty, 0 for a tube without any."""
@@ -130,7 +161,9 @@ def tube_iou(
     largest = np.minimum(areas_d, areas_g).sum(1)  # an upper bound of the intersection
     total = areas_d.sum(1) + areas_g.sum(1)
     kept = np.flatnonzero(divide(largest, total - largest) >= at_least)
-    intersection = intersect(detections, tracks, pairs[kept])
+    # What is below that stays so when these are rounded, which changes them by far less than a pixel.
+    needed = (total[kept] * (at_least / (1 + at_least))).astype(np.int64) - 1
+    intersection = intersect(detections, tracks, pairs[kept], needed)
     iou = divide(intersection, total[kept] - intersection)
     enough = iou >= at_least
     return kept[enough], iou[enough]
@@ -153,8 +186,23 @@ def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.divide(numerator, denominator, out=np.zeros(len(numerator)), where=denominator > 0)
 
 
-def intersect(detections: TubeRuns, tracks: TubeRuns, pairs: np.ndarray) -> np.ndarray:
-    """(P, 2) index of detection and track -> (P,) int64 pixels that lie in both."""
+def intersect(
+    detections: TubeRuns, tracks: TubeRuns, pairs: np.ndarray, needed: np.ndarray | None = None
+) -> np.ndarray:
+    """(P, 2) index of detection and track -> (P,) int64 pixels that lie in both.
+
+    Args:
+        detections: N tubes.
+        tracks: G tubes of the same frame size.
+        pairs: (P, 2) index of detection and track.
+        needed: (P,) pixels; 0 may stand for less than that.
+    """
+    compiled = load_compiled()
+    sides = detections.whole_runs, tracks.whole_runs
+    if compiled is not None and all(side.start.dtype == np.int32 for side in sides):
+        height, width = detections.size_hw
+        needed = np.zeros(len(pairs), np.int64) if needed is None else needed
+        return compiled.count_shared(*sides, height * width, pairs, needed)
     result = np.zeros(len(pairs), np.int64)
     order = np.argsort(pairs[:, 1], kind="stable")
     cuts = np.flatnonzero(np.diff(pairs[order, 1], prepend=-1, append=-1))
@@ -178,7 +226,6 @@ class _ColumnLookup:
         """Prepare for tube `index` and others of at most `num_frames` frames."""
         rows = tubes.rows(index)
         start, end, column = tubes.start[rows], tubes.end[rows], tubes.column[rows]
-        self._dtype = start.dtype
         shown = np.flatnonzero(end > start)
         if len(shown) < len(end):
             start, end, column = start.take(shown), end.take(shown), column.take(shown)
@@ -194,9 +241,6 @@ class _ColumnLookup:
 
     def count(self, tubes: TubeRuns, index: np.ndarray) -> np.ndarray:
         """(n,) numbers of pixels that the tubes at (n,) `index` share with ours."""
-        compiled = load_compiled()
-        if compiled is not None and self._curve is None and tubes.start.dtype == self._dtype == np.int32:
-            return self._count_compiled(compiled, tubes, index)
         rows = [tubes.rows(each) for each in index.tolist()]
         start, end, column = (
             np.concatenate([runs[each] for each in rows]) for runs in (tubes.start, tubes.end, tubes.column)
@@ -207,14 +251,6 @@ class _ColumnLookup:
         filled = np.flatnonzero(num_rows)
         if len(filled):  # a tube's pixels are numbered in the type of `shared`, so their number fits it
             counts[filled] = np.add.reduceat(shared, (np.cumsum(num_rows) - num_rows)[filled])
-        return counts
-
-    def _count_compiled(self, compiled: Library, tubes: TubeRuns, index: np.ndarray) -> np.ndarray:
-        counts = np.zeros(len(index), np.int64)
-        runs = (tubes.start, tubes.end, tubes.column)
-        begin, stop = tubes.first[index], tubes.first[index + 1]
-        for table in self._tables:
-            compiled.count_shared(runs, begin, stop, table, counts)
         return counts
 
     def _shared(self, start: np.ndarray, end: np.ndarray, column: np.ndarray) -> np.ndarray:

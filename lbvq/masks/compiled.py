@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,6 +39,15 @@ def _functions(library: ctypes.CDLL) -> Library:
     return Library(library)
 
 
+class Tubes(NamedTuple):
+    """Runs of N tubes of T frames."""
+
+    start: np.ndarray  # (R,) int32, ascending within a tube
+    end: np.ndarray  # (R,) int32
+    first: np.ndarray  # (N + 1,) int64 row at which each tube begins
+    areas: np.ndarray  # (N, T) int64, contiguous
+
+
 class Library:
     """The functions of `runs.c`, called with arrays. All positions are int32 here, see `runs.FrameRuns`."""
 
@@ -47,7 +57,8 @@ class Library:
         self._decode, self._cut, self._count = functions.decode, functions.cut, functions.count_shared
         self._decode.argtypes = [pointer, whole, *7 * [pointer]]
         self._cut.argtypes = [pointer, pointer, whole, pointer, ctypes.c_int32, whole, *4 * [pointer]]
-        self._count.argtypes = [*3 * [pointer], whole, *5 * [pointer]]
+        tubes: list[Any] = [*4 * [pointer], whole]
+        self._count.argtypes = [*tubes, *tubes, whole, whole, *3 * [pointer]]
         self._decode.restype = self._cut.restype = whole
         self._count.restype = None
 
@@ -80,23 +91,21 @@ class Library:
             room = num_rows
 
     def count_shared(
-        self,
-        runs: tuple[np.ndarray, np.ndarray, np.ndarray],
-        begin: np.ndarray,
-        stop: np.ndarray,
-        table: tuple[np.ndarray, np.ndarray],
-        counts: np.ndarray,
-    ) -> None:
-        """Add to `counts` the pixels that tubes share with the runs of a table.
+        self, one: Tubes, other: Tubes, num_pixels: int, pairs: np.ndarray, needed: np.ndarray
+    ) -> np.ndarray:
+        """(P,) pixels that pairs of tubes share; 0 may stand for less than is needed.
 
         Args:
-            runs: start, end and column of all runs.
-            begin, stop: (n,) int64 rows of each tube.
-            table: (C,) start and (C,) end of the run in each column; every column of the rows is below C.
-            counts: (n,) int64.
+            one, other: N and G tubes.
+            num_pixels: of a frame.
+            pairs: (P, 2) int64 indices of tubes.
+            needed: (P,) int64 pixels.
         """
-        arrays = (begin, stop, *table, counts)
-        self._count(*map(_address, runs), len(counts), *map(_address, arrays))
+        counts = np.empty(len(pairs), np.int64)
+        sides = [[*map(_address, side), side.areas.shape[1]] for side in (one, other)]
+        arrays = [np.ascontiguousarray(each, np.int64) for each in (pairs, needed)]
+        self._count(*sides[0], *sides[1], num_pixels, len(pairs), *map(_address, arrays), _address(counts))
+        return counts
 
 
 def _address(array: np.ndarray) -> int:

@@ -1,4 +1,4 @@
-/* The inner loops of runs.py and of evaluation/overlap.py, for `python -m lbvq.masks.compiled`.
+/* The inner loops of runs.py and of evaluation/overlap.py, see compiled.py.
 
    They do what the numpy code there does, with the same results; that code says what the arrays are. Nothing outside of
    the given arrays is read or written, whatever a mask holds. */
@@ -132,17 +132,48 @@ int64_t cut(const int32_t *start, const int32_t *end, int64_t n, const int64_t *
     return row;
 }
 
-/* Add to counts[i] the pixels that runs begin[i]..stop[i] - 1 share with the run that a table has for their column. */
-void count_shared(const int32_t *start, const int32_t *end, const int32_t *column, int64_t n, const int64_t *begin,
-                  const int64_t *stop, const int32_t *table_start, const int32_t *table_end, int64_t *counts) {
-    for (int64_t tube = 0; tube < n; tube++) {
-        int64_t sum = 0;
-        for (int64_t run = begin[tube]; run < stop[tube]; run++) {
-            int32_t from = table_start[column[run]], to = table_end[column[run]];
-            from = from > start[run] ? from : start[run];
-            to = to < end[run] ? to : end[run];
+typedef struct {
+    const int32_t *start, *end; /* ascending within a tube */
+    const int64_t *first;       /* run at which each tube begins */
+    const int64_t *areas;       /* of each tube and frame */
+    int64_t num_frames;
+} Tubes;
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* Pixels that two tubes share, or 0 as soon as they cannot be as many as needed. */
+static int64_t shared(const Tubes *one, int64_t i, const Tubes *other, int64_t j, int64_t num_pixels, int64_t needed) {
+    const int64_t num_frames = least(one->num_frames, other->num_frames);
+    const int64_t *area = one->areas + i * one->num_frames, *other_area = other->areas + j * other->num_frames;
+    const int32_t *start = one->start, *end = one->end, *other_start = other->start, *other_end = other->end;
+    int64_t a = one->first[i], stop = one->first[i + 1], b = other->first[j], other_stop = other->first[j + 1];
+    int64_t sum = 0, possible = 0;
+    for (int64_t frame = 0; frame < num_frames; frame++) possible += least(area[frame], other_area[frame]);
+    for (int64_t frame = 0; frame < num_frames; frame++) {
+        if (sum + possible < needed) return 0;
+        int64_t most = least(area[frame], other_area[frame]), before = frame * num_pixels, behind = before + num_pixels;
+        if (most == 0) continue;
+        possible -= most;
+        while (a < stop && end[a] <= before) a++;
+        while (b < other_stop && other_end[b] <= before) b++;
+        while (a < stop && b < other_stop && start[a] < behind && other_start[b] < behind) {
+            int32_t from = start[a] > other_start[b] ? start[a] : other_start[b], end_a = end[a], end_b = other_end[b];
+            int32_t to = end_a < end_b ? end_a : end_b;
             sum += to > from ? to - from : 0;
+            a += end_a <= end_b; /* no processor guesses which of them ends first */
+            b += end_b <= end_a;
         }
-        counts[tube] += sum;
     }
+    return sum;
+}
+
+/* counts[p]: pixels that tube pairs[2 * p] of the first shares with tube pairs[2 * p + 1] of the others, see shared. */
+void count_shared(const int32_t *start, const int32_t *end, const int64_t *first, const int64_t *areas,
+                  int64_t num_frames, const int32_t *other_start, const int32_t *other_end, const int64_t *other_first,
+                  const int64_t *other_areas, int64_t other_num_frames, int64_t num_pixels, int64_t n,
+                  const int64_t *pairs, const int64_t *needed, int64_t *counts) {
+    const Tubes one = {start, end, first, areas, num_frames};
+    const Tubes other = {other_start, other_end, other_first, other_areas, other_num_frames};
+    for (int64_t p = 0; p < n; p++)
+        counts[p] = shared(&one, pairs[2 * p], &other, pairs[2 * p + 1], num_pixels, needed[p]);
 }

@@ -121,12 +121,28 @@ def test_runs_are_cut_at_the_ends_of_columns(library):
     ]
 
 
-def test_shared_pixels_are_those_of_the_run_of_the_column(library):
-    runs = tuple(np.array(each, np.int32) for each in ([1, 4, 7], [3, 6, 9], [0, 1, 2]))
-    table = np.array([2, 3, 0], np.int32), np.array([3, 6, 0], np.int32)  # of the third column there is none
-    counts = np.array([5, 0])
-    library.count_shared(runs, np.array([0, 1]), np.array([3, 2]), table, counts)
-    assert counts.tolist() == [5 + 1 + 2, 2]
+def tubes(*runs, areas):
+    """Of N lists of runs (start, end), and areas in frames."""
+    rows = np.array([run for tube in runs for run in tube], np.int32)
+    first = np.cumsum([0, *map(len, runs)])
+    return compiled.Tubes(rows[:, 0].copy(), rows[:, 1].copy(), first, np.array(areas))
+
+
+def test_shared_pixels_of_two_frames_of_ten_pixels(library):
+    one = tubes([(1, 3), (4, 6), (12, 15)], [(7, 9)], areas=[[4, 3], [2, 0]])
+    other = tubes([(2, 5), (13, 14), (20, 20)], [(8, 10), (10, 20)], [(12, 13)], areas=[[3, 1], [2, 10], [0, 1]])
+    pairs = np.array([[0, 0], [0, 1], [1, 0], [1, 1], [0, 2]])
+    assert library.count_shared(one, other, 10, pairs, np.zeros(5)).tolist() == [3, 3, 0, 1, 1]
+    assert library.count_shared(one, other, 10, pairs, np.array([3, 3, 9, 1, 1])).tolist() == [3, 3, 0, 1, 1]
+    # At most 4 are possible at first, and after the first frame 2 + 1.
+    assert library.count_shared(one, other, 10, pairs[[0, 0, 1]], np.array([4, 5, 6])).tolist() == [0, 0, 0]
+
+
+def test_frames_that_only_one_of_two_tubes_has_do_not_count(library):
+    one = tubes([(1, 3), (12, 15)], areas=[[2, 3]])
+    other = tubes([(0, 10)], areas=[[10]])
+    for pair in ((one, other), (other, one)):
+        assert library.count_shared(*pair, 10, np.array([[0, 0]]), np.array([2])).tolist() == [2]
 
 
 @given(st.integers(0, 2**31 - 1), st.sampled_from([None, 0.05]))
