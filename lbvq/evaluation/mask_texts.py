@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lbvq.files.mask_file import MaskFile
+from lbvq.files.mask_file import MaskFile, parse_size
 from lbvq.files.rules import frame_size, is_nothing
 from lbvq.masks.rle import to_rle
 
@@ -48,16 +47,7 @@ def read_masks(entry: Any, file: MaskFile, video: Video, where: str, *, polygons
 
 def _check_sizes(sizes: set[bytes], video: Video, where: str) -> None:
     for text in sizes:
-        _check_video_size(_parse_size(text), video, where)
-
-
-@lru_cache
-def _parse_size(text: bytes) -> Any:
-    try:
-        size = json.loads(text)
-    except ValueError:
-        return text.decode(errors="replace")
-    return tuple(size)
+        _check_video_size(parse_size(text), video, where)
 
 
 def _check_video_size(size: Any, video: Video, where: str) -> None:

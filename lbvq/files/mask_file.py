@@ -12,7 +12,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +43,22 @@ class MaskFile(NamedTuple):
     def of(cls, content: Any, name: str) -> MaskFile:
         """A file from its content: masks are Python objects in the document then."""
         return cls(name, content, [], [])
+
+    def mask(self, index: int) -> dict[str, Any]:
+        """One of the masks as a Python object; ValueError if it is not JSON."""
+        try:
+            return {"size": json.loads(self.sizes[index]), "counts": json.loads(self.texts[index])}
+        except ValueError as error:
+            raise ValueError(f"the mask is not valid JSON ({error})") from None
+
+
+@lru_cache
+def parse_size(text: bytes) -> Any:
+    """One of `MaskFile.sizes` as a tuple; as it is, in a string, where it is not JSON."""
+    try:
+        return tuple(json.loads(text))
+    except ValueError:
+        return text.decode(errors="replace")
 
 
 @collector_paused()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lbvq.files import rules
-from lbvq.files.json_files import read_json
+from lbvq.files.mask_file import MaskFile, parse_size, read_mask_file
 from lbvq.files.writing import write_text
 from lbvq.inference.adapters import class_name, coco_video, csv_text, to_supervision
 from lbvq.masks import rle
@@ -266,11 +266,13 @@ class VideoPrediction:
             num_frames: T, needed only when the video has no entry.
         """
         where = os.fspath(entries) if isinstance(entries, (str, os.PathLike)) else "results"
-        entries = _read_entries(entries, video_id, where)
+        file = MaskFile.of(entries, where) if where == "results" else read_mask_file(where)
+        entries = _choose_entries(file.document, video_id, where)
         try:
             if image_size is None:
-                image_size = _first_size(entries)
-            masks = MaskTubes.from_rle([entry["segmentations"] for entry in entries], image_size, num_frames)
+                image_size = _first_size(entries, file)
+            segmentations = [_masks_of(entry, file, image_size) for entry in entries]
+            masks = MaskTubes.from_rle(segmentations, image_size, num_frames)
             labels = [_label(entry["category_id"], category_ids) for entry in entries]
             return cls(masks, [entry["score"] for entry in entries], labels, image_size, names)
         except ValueError as error:
@@ -335,10 +337,8 @@ def _label(category_id: int, category_ids: Sequence[int] | Mapping[int, int] | N
     raise ValueError(f"category_id {category_id} is not one of the {len(category_ids)} given category ids")
 
 
-def _read_entries(entries: Any, video_id: int | None, where: str) -> list[dict]:
-    """Load and check the entries of one video, without looking into the masks."""
-    if isinstance(entries, (str, os.PathLike)):
-        entries = read_json(entries)
+def _choose_entries(entries: Any, video_id: int | None, where: str) -> list[dict]:
+    """Check the entries of a file, without looking into the masks, and give those of one video."""
     if not isinstance(entries, (list, tuple)):
         raise ValueError(f"{where}: expected a list of entries, got {type(entries).__name__}")
     for index, entry in enumerate(entries):
@@ -363,9 +363,25 @@ def _check_entry(entry: Any, where: str) -> None:
         raise ValueError(f"{where}: segmentations must be a list, got {type(entry['segmentations']).__name__}")
 
 
-def _first_size(entries: Sequence[dict]) -> Sequence[int]:
+def _first_size(entries: Sequence[dict], file: MaskFile) -> Sequence[int]:
     for entry in entries:
         for mask in entry["segmentations"]:
+            if type(mask) is range:
+                mask = file.mask(mask.start)
             if isinstance(mask, dict) and "size" in mask:
                 return mask["size"]
     raise ValueError("no entry holds a mask, so the size of the video is unknown; pass image_size=(height, width)")
+
+
+def _masks_of(entry: dict, file: MaskFile, size: Sequence[int]) -> list[Any]:
+    """The masks of an entry; of those that the file reader took out, only the texts where their size is right."""
+    wanted = repr(tuple(map(int, size)))  # 2.0 is no size
+    masks: list[Any] = []
+    for item in entry["segmentations"]:
+        if type(item) is not range:
+            masks.append(item)
+        elif {repr(parse_size(each)) for each in set(file.sizes[item.start : item.stop])} == {wanted}:
+            masks += file.texts[item.start : item.stop]
+        else:
+            masks += map(file.mask, item)
+    return masks

@@ -55,7 +55,7 @@ class Library:
         """Say what the functions take."""
         pointer, whole = ctypes.c_void_p, ctypes.c_int64
         self._decode, self._cut, self._count = functions.decode, functions.cut, functions.count_shared
-        self._decode.argtypes = [pointer, whole, *7 * [pointer]]
+        self._decode.argtypes = [pointer, whole, *9 * [pointer]]
         self._cut.argtypes = [pointer, pointer, whole, pointer, ctypes.c_int32, whole, *4 * [pointer]]
         tubes: list[Any] = [*4 * [pointer], whole]
         self._count.argtypes = [*tubes, *tubes, whole, whole, *3 * [pointer]]
@@ -66,14 +66,38 @@ class Library:
         self, texts: Sequence[bytes], num_pixels: np.ndarray, offsets: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
         """Start, end, first and areas of F masks as in `FrameRuns`; None if one is broken or unusual."""
-        text = b"".join(texts)
-        stop = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
-        start, end = np.empty((2, len(text) // 2 + len(texts)), np.int32)  # a number takes a byte at least
-        first, areas = np.empty(len(texts) + 1, np.int64), np.empty(len(texts), np.int64)
-        given = [np.ascontiguousarray(each, np.int64) for each in (stop, num_pixels, offsets)]
-        arrays: list[np.ndarray] = [*given, start, end, first, areas]
-        num_rows = self._decode(text, len(texts), *map(_address, arrays))
-        return None if num_rows < 0 else (start[:num_rows], end[:num_rows], first, areas)
+        lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+        start, end = np.empty((2, int(lengths.sum()) // 2 + len(texts)), np.int32)  # a number takes a byte at least
+        first = np.empty(len(texts) + 1, np.int64)
+        decoded = self._decode_all(texts, lengths, num_pixels, offsets, (start, end), first)
+        return decoded and (start[: decoded[0]], end[: decoded[0]], first, decoded[1])
+
+    def find_canonical(self, texts: Sequence[bytes], num_pixels: int) -> np.ndarray | None:
+        """(F,) bool, which masks of one size are as `rle.to_rle` writes them; None if one is broken or unusual."""
+        lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+        sizes = np.full(len(texts), num_pixels, np.int64)
+        runs = np.empty((2, int(lengths.max(initial=0)) // 2 + 1), np.int32)  # of one mask at a time
+        decoded = self._decode_all(texts, lengths, sizes, np.zeros(len(texts), np.int64), (runs[0], runs[1]), None)
+        return decoded and decoded[2]
+
+    def _decode_all(
+        self,
+        texts: Sequence[bytes],
+        lengths: np.ndarray,
+        num_pixels: np.ndarray,
+        offsets: np.ndarray,
+        runs: tuple[np.ndarray, np.ndarray],
+        first: np.ndarray | None,
+    ) -> tuple[int, np.ndarray, np.ndarray] | None:
+        """Number of runs, areas and which masks are canonical."""
+        areas, is_canonical = np.empty(len(texts), np.int64), np.empty(len(texts), bool)
+        values = np.empty(int(lengths.max(initial=0)) + 8, np.int32)
+        given = [np.ascontiguousarray(each, np.int64) for each in (np.cumsum(lengths), num_pixels, offsets)]
+        filled = (_address(values), *map(_address, runs), None if first is None else _address(first))
+        num_rows = self._decode(
+            b"".join(texts), len(texts), *map(_address, given), *filled, _address(areas), _address(is_canonical)
+        )
+        return None if num_rows < 0 else (num_rows, areas, is_canonical)
 
     def cut_at_columns(
         self, start: np.ndarray, end: np.ndarray, first: np.ndarray, height: int

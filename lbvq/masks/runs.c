@@ -9,11 +9,12 @@ enum { MAX_DIGITS = 6, MAX_DECIMALS = 9 }; /* of one number; more is unusual, an
 
 typedef struct {
     const uint8_t *at, *stop;
-    int is_string;
+    const uint8_t *readable; /* bytes up to here may be looked at, but belong to other masks */
+    int is_canonical;        /* so far no number has a digit too many */
 } Text;
 
 /* The next number of counts in base 32, least digit first: 1, or 0 at the closing quotation mark, or -1. */
-static int read_any_digits(Text *text, int32_t *value) {
+static int read_digits(Text *text, int32_t *value) {
     uint32_t sum = 0;
     for (int shift = 0; text->at < text->stop; shift += 5) {
         uint8_t digit = *text->at++;
@@ -24,81 +25,152 @@ static int read_any_digits(Text *text, int32_t *value) {
         sum |= (uint32_t)(digit & 31) << shift;
         if (digit < 32) {
             *value = (int32_t)(digit & 16 ? sum | ~0u << (shift + 5) : sum);
+            int32_t last_sign = shift ? *value >> (shift - 1) : 1; /* 0 or -1: the last digit says nothing new */
+            text->is_canonical &= last_sign != 0 && last_sign != -1;
             return 1;
         }
     }
     return -1;
 }
 
-static int32_t signed_digit(uint8_t digit) { return (digit ^ 16) - 16; }
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(NO_VECTORS)
+#include <immintrin.h>
+#define LANES 8
 
-/* The same, quickly where there are one or two digits: without a branch, since no processor guesses which. */
-static int read_digits(Text *text, int32_t *value) {
-    if (text->stop - text->at < 2) return read_any_digits(text, value);
-    uint8_t digit = text->at[0] - '0', next = text->at[1] - '0';
-    int has_two = digit >= 32;
-    if (digit > 63 || digit == '\\' - '0' || (has_two & (next >= 32))) return read_any_digits(text, value);
-    *value = has_two ? signed_digit(next) * 32 + (digit & 31) : signed_digit(digit);
-    text->at += 1 + has_two;
-    return 1;
-}
+static uint8_t to_front[256][16]; /* how to shuffle the 16-bit lanes that are set in a mask to the front */
+static int has_vectors;
 
-/* The next number of a list, with the comma or bracket behind it: 1, or 0 behind the list, or -1. */
-static int read_decimal(Text *text, int32_t *value) {
-    if (text->at == text->stop) return text->at[-1] == ']' ? 0 : -1;
-    while (text->at < text->stop && *text->at == ' ') text->at++;
-    const uint8_t *opening = text->at;
-    int32_t sum = 0;
-    while (text->at < text->stop && (uint8_t)(*text->at - '0') < 10) {
-        if (text->at - opening == MAX_DECIMALS) return -1;
-        sum = 10 * sum + (*text->at++ - '0');
-    }
-    if (text->at == opening || text->at == text->stop) return -1;
-    uint8_t closing = *text->at++;
-    *value = sum;
-    return closing == ',' || (closing == ']' && text->at == text->stop) ? 1 : -1;
-}
-
-/* The next run, which must fit into what is left of the frame: 1, or 0 behind the last one, or -1. */
-static int read_run(Text *text, int64_t index, int32_t two_before, int64_t left, int32_t *run) {
-    int32_t value = 0;
-    int found = text->is_string ? read_digits(text, &value) : read_decimal(text, &value);
-    if (found != 1) return found;
-    int64_t length = (int64_t)value + (text->is_string && index > 2 ? two_before : 0);
-    if (length < 0 || length > left) return -1;
-    *run = (int32_t)length;
-    return 1;
-}
-
-/* Masks 0..n-1, mask i behind stop[i - 1] in `text`: number of their runs, or -1 if one is broken or unusual. */
-int64_t decode(const uint8_t *text, int64_t n, const int64_t *stop, const int64_t *num_pixels, const int64_t *offset,
-               int32_t *start, int32_t *end, int64_t *first, int64_t *areas) {
-    int64_t row = 0, begin = 0;
-    first[0] = 0;
-    for (int64_t mask = 0; mask < n; begin = stop[mask++]) {
-        if (stop[mask] - begin < 2) return -1;
-        Text rest = {text + begin + 1, text + stop[mask], text[begin] == '"'};
-        if (!rest.is_string && text[begin] != '[') return -1;
-        int64_t left = num_pixels[mask], place = offset[mask], area = 0, index = 0;
-        int32_t background = 0, foreground = 0;
-        int found;
-        while ((found = read_run(&rest, index, background, left, &background)) == 1) {
-            place += background;
-            left -= background;
-            start[row] = (int32_t)place;
-            found = read_run(&rest, index + 1, foreground, left, &foreground);
-            if (found == 1) {
-                place += foreground;
-                left -= foreground;
-                area += foreground;
+__attribute__((constructor)) static void prepare(void) {
+    for (int set = 0; set < 256; set++)
+        for (int lane = 0, place = 0; lane < LANES; lane++)
+            if (set >> lane & 1) {
+                to_front[set][2 * place] = (uint8_t)(2 * lane);
+                to_front[set][2 * place++ + 1] = (uint8_t)(2 * lane + 1);
             }
-            end[row++] = (int32_t)place;
-            index += 1 + (found == 1);
-            if (found != 1) break;
+    __builtin_cpu_init();
+    has_vectors = __builtin_cpu_supports("sse4.1") && __builtin_cpu_supports("popcnt");
+}
+
+/* As many numbers of one or two digits as follow each other, several at once: how many. The digit before `at` must end
+   a number. Up to `LANES` values more are written. */
+__attribute__((target("sse4.1,popcnt"))) static int64_t read_short(Text *text, int32_t *values) {
+    const __m128i zero = _mm_setzero_si128(), low = _mm_set1_epi8(31), sign = _mm_set1_epi8(16);
+    const __m128i more = _mm_set1_epi8(32), one = _mm_set1_epi8(1), most = _mm_set1_epi8(63);
+    const __m128i backslash = _mm_set1_epi8('\\' - '0');
+    int32_t *next = values;
+    const uint8_t *at = text->at;
+    unsigned goes_on = 0, is_long = 0; /* goes_on: the digit before `at` is the first of two */
+    while (text->readable - at >= LANES) {
+        __m128i digits = _mm_sub_epi8(_mm_loadl_epi64((const __m128i *)at), _mm_set1_epi8('0'));
+        __m128i before = _mm_sub_epi8(_mm_loadl_epi64((const __m128i *)(at - 1)), _mm_set1_epi8('0'));
+        __m128i is_second = _mm_cmpeq_epi8(_mm_and_si128(before, more), more);
+        __m128i is_usual = _mm_andnot_si128(_mm_cmpeq_epi8(digits, backslash),
+                                            _mm_cmpeq_epi8(_mm_min_epu8(digits, most), digits));
+        unsigned first = _mm_movemask_epi8(_mm_slli_epi16(digits, 2)) & 255, second = _mm_movemask_epi8(is_second);
+        unsigned unusual = (~_mm_movemask_epi8(is_usual) | (first & second)) & 255;
+        unsigned usual = unusual ? (unusual & -unusual) - 1 : 255; /* lanes before the first that is not */
+        unsigned last = ~first & usual;
+        __m128i value = _mm_sub_epi8(_mm_xor_si128(_mm_and_si128(digits, low), sign), sign);
+        __m128i is_repeated = _mm_cmpeq_epi8(value, _mm_cmpeq_epi8(_mm_and_si128(before, sign), sign));
+        is_long |= _mm_movemask_epi8(_mm_and_si128(is_repeated, is_second)) & last;
+        __m128i factor = _mm_cvtepu8_epi16(_mm_max_epu8(_mm_and_si128(before, more), one)); /* 32 or 1 */
+        __m128i rest = _mm_cvtepu8_epi16(_mm_and_si128(_mm_and_si128(before, low), is_second));
+        __m128i joined = _mm_add_epi16(_mm_mullo_epi16(_mm_cvtepi8_epi16(value), factor), rest);
+        joined = _mm_shuffle_epi8(joined, _mm_loadu_si128((const __m128i *)to_front[last]));
+        _mm_storeu_si128((__m128i *)next, _mm_cvtepi16_epi32(joined));
+        _mm_storeu_si128((__m128i *)(next + 4), _mm_cvtepi16_epi32(_mm_unpackhi_epi64(joined, zero)));
+        next += _mm_popcnt_u32(last);
+        if (unusual) {
+            if (last) at += 32 - __builtin_clz(last), goes_on = 0; /* behind the last whole number */
+            break;
         }
-        if (found != 0 || left != 0 || index == 0) return -1;
-        first[mask + 1] = row;
-        areas[mask] = area;
+        at += LANES;
+        goes_on = first >> 7;
+    }
+    text->at = at - goes_on;
+    text->is_canonical &= !is_long;
+    return next - values;
+}
+#else
+enum { LANES = 0, has_vectors = 0 };
+static int64_t read_short(Text *text, int32_t *values) { return 0; }
+#endif
+
+/* The numbers of a string: how many, or -1. */
+static int64_t read_string(Text *text, int32_t *values) {
+    int32_t *next = values;
+    int found;
+    while ((found = read_digits(text, next)) == 1) {
+        next++;
+        if (has_vectors) next += read_short(text, next);
+    }
+    return found == 0 ? next - values : -1;
+}
+
+/* The numbers of a list, without spaces before commas: how many, or -1. */
+static int64_t read_list(Text *text, int32_t *values) {
+    int32_t *next = values;
+    uint8_t closing = ',';
+    while (text->at < text->stop && closing == ',') {
+        while (text->at < text->stop && *text->at == ' ') text->at++;
+        const uint8_t *opening = text->at;
+        int32_t sum = 0;
+        while (text->at < text->stop && (uint8_t)(*text->at - '0') < 10) {
+            if (text->at - opening == MAX_DECIMALS) return -1;
+            sum = 10 * sum + (*text->at++ - '0');
+        }
+        if (text->at == opening || text->at == text->stop) return -1;
+        closing = *text->at++;
+        *next++ = sum;
+    }
+    return closing == ']' && text->at == text->stop ? next - values : -1;
+}
+
+/* Place n runs, or differences to the run two before, into the `left` pixels before `stop`: number of pairs, or -1. */
+static int64_t place(const int32_t *values, int64_t n, int are_differences, int32_t left, int32_t stop, int32_t *start,
+                     int32_t *end, int64_t *area, int *is_canonical) {
+    int32_t background = 0, foreground = 0, sum = 0;
+    int32_t wrong = 0; /* negative as soon as a run is, or is longer than what is left */
+    int has_empty = 0;
+    for (int64_t i = 0; i < n; i += 2) {
+        background = values[i] + (are_differences && i > 2 ? background : 0);
+        left -= background;
+        wrong |= background | left;
+        has_empty |= background == 0 && i > 0;
+        start[i / 2] = stop - left;
+        if (i + 1 < n) {
+            foreground = values[i + 1] + (are_differences && i > 1 ? foreground : 0);
+            left -= foreground;
+            wrong |= foreground | left;
+            has_empty |= foreground == 0;
+            sum += foreground;
+        }
+        end[i / 2] = stop - left;
+    }
+    *area = sum;
+    *is_canonical &= !has_empty;
+    return wrong < 0 || left || n == 0 ? -1 : (n + 1) / 2;
+}
+
+/* Masks 0..n-1, mask i behind stop[i - 1] in `text`: number of their runs, or -1 if one is broken or unusual.
+
+   The runs of all masks lie behind each other; where `first` is NULL those of each mask overwrite those of the last.
+   There is room in `values` for a number per byte of the longest mask and 8 more. */
+int64_t decode(const uint8_t *text, int64_t n, const int64_t *stop, const int64_t *num_pixels, const int64_t *offset,
+               int32_t *values, int32_t *start, int32_t *end, int64_t *first, int64_t *areas, uint8_t *is_canonical) {
+    int64_t row = 0, begin = 0;
+    if (first) first[0] = 0;
+    for (int64_t mask = 0; mask < n; begin = stop[mask++]) {
+        if (stop[mask] - begin < 2 || (text[begin] != '"' && text[begin] != '[')) return -1;
+        int is_string = text[begin] == '"';
+        Text rest = {text + begin + 1, text + stop[mask], text + stop[n - 1], is_string};
+        int64_t found = is_string ? read_string(&rest, values) : read_list(&rest, values);
+        int64_t rows = place(values, found, is_string, (int32_t)num_pixels[mask],
+                             (int32_t)(offset[mask] + num_pixels[mask]), start + row, end + row, areas + mask,
+                             &rest.is_canonical);
+        if (found < 0 || rows < 0) return -1;
+        is_canonical[mask] = (uint8_t)rest.is_canonical;
+        if (first) first[mask + 1] = row += rows;
     }
     return row;
 }

@@ -76,30 +76,49 @@ def decode_masks(
     return _concatenate(parts)
 
 
+def check_masks(texts: Sequence[bytes], size_hw: tuple[int, int], where: Callable[[int], str]) -> None:
+    """Check F masks of one size as `decode_masks` does, which takes longer; ValueError says which is broken."""
+    if _not_canonical(texts, size_hw) is None:
+        sizes = np.broadcast_to(np.array(size_hw, np.int64), (len(texts), 2))
+        decode_masks(texts, sizes, np.zeros(len(texts), np.int64), where)
+
+
 def canonical_counts(masks: Sequence[Any], size: tuple[int, int], where: Callable[[int], str]) -> list[str]:
     """The counts that `to_rle` gives each of N segmentations, for nearly all of them at once.
 
     Args:
-        masks: compressed masks as a rule; other forms take longer.
+        masks: compressed masks as a rule, or the counts of masks of that size as they are in a JSON file, in bytes;
+            other forms take longer.
         size: height and width of all.
         where: gives the place of mask i for the message of the ValueError that a broken one raises.
     """
     wanted = list(size)
+    counts: list[str] = []
     try:
         texts = [_quoted(mask, wanted, where, index) for index, mask in enumerate(masks)]
-        counts = [text[1:-1].replace(b"\\\\", b"\\").decode() for text in texts]
         for start, stop in _portions(texts):
-            for index in (start + _not_canonical(texts[start:stop], size)).tolist():
+            some = texts[start:stop]
+            rewritten = _not_canonical(some, size)
+            if rewritten is None:
+                some = list(map(_with_plain_escapes, some))
+                rewritten = _find_not_canonical(some, size)
+            # There is nothing but digits between the quotation marks.
+            counts += b"".join(some)[1:-1].replace(b"\\\\", b"\\").decode().split('""')
+            for index in (start + rewritten).tolist():
                 counts[index] = to_rle({"size": wanted, "counts": counts[index]}, *size)["counts"]
         return counts
     except ValueError:
         for index, mask in enumerate(masks):  # now it is known that one is broken: the first says why
-            to_rle(mask, *size, where(index))
+            to_rle(_unquoted(mask, wanted, where, index), *size, where(index))
         raise
 
 
 def _quoted(mask: Any, size: list[int], where: Callable[[int], str], index: int) -> bytes:
     """Counts as they would be in a JSON file."""
+    if isinstance(mask, bytes):
+        if mask[:1] == b'"':
+            return mask
+        mask = _unquoted(mask, size, where, index)
     counts = mask.get("counts") if isinstance(mask, dict) else None
     given = mask.get("size") if isinstance(counts, (str, bytes)) else None
     if not isinstance(given, list) or given != size or type(given[0]) is not int or type(given[1]) is not int:
@@ -108,8 +127,35 @@ def _quoted(mask: Any, size: list[int], where: Callable[[int], str], index: int)
     return b'"%s"' % raw.replace(b"\\", b"\\\\")
 
 
-def _not_canonical(texts: Sequence[bytes], size: tuple[int, int]) -> np.ndarray:
-    """Check compressed masks of one size, and give the positions of those with a run or a digit too many."""
+def _with_plain_escapes(text: bytes) -> bytes:
+    """The text of a string in which nothing but the backslash is escaped."""
+    if b"\\" not in text.replace(b"\\\\", b""):
+        return text
+    return b'"%s"' % json.loads(text).encode("ascii").replace(b"\\", b"\\\\")
+
+
+def _unquoted(mask: Any, size: list[int], where: Callable[[int], str], index: int) -> Any:
+    """A mask as a Python object."""
+    if not isinstance(mask, bytes):
+        return mask
+    try:
+        return {"size": size, "counts": json.loads(mask)}
+    except ValueError as error:
+        raise ValueError(f"{where(index)}: the mask is not valid JSON ({error})") from None
+
+
+def _not_canonical(texts: Sequence[bytes], size: tuple[int, int]) -> np.ndarray | None:
+    """Check compressed masks of one size, and give the positions of those with a run or a digit too many.
+
+    None where that is not compiled, or where one is broken or unusual.
+    """
+    compiled = load_compiled(sum(map(len, texts))) if size[0] * size[1] <= MAX_PIXELS else None
+    is_canonical = None if compiled is None else compiled.find_canonical(texts, size[0] * size[1])
+    return None if is_canonical is None else np.flatnonzero(~is_canonical)
+
+
+def _find_not_canonical(texts: Sequence[bytes], size: tuple[int, int]) -> np.ndarray:
+    """The same in numpy; ValueError if one is broken."""
     sizes = np.broadcast_to(np.array(size, np.int64), (len(texts), 2))
     runs = decode_masks(texts, sizes, np.zeros(len(texts), np.int64), str)
     first, last = runs.first[:-1], runs.first[1:] - 1

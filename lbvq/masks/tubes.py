@@ -7,6 +7,7 @@ A dense (N, T, H, W) mask of a long video does not fit in memory; its run-length
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,6 +67,8 @@ class MaskTubes:
     ) -> MaskTubes:
         """Build from N lists of T masks each: compressed or uncompressed run lengths, polygons, or None.
 
+        Counts of that size may also come in bytes, as they are in a JSON file, with quotation marks.
+
         Args:
             segmentations: every one is checked; equal pixels end up as equal strings.
             size: (height, width) that every mask must have.
@@ -80,14 +83,18 @@ class MaskTubes:
             if not isinstance(masks, (list, tuple)) or len(masks) != num_frames:
                 got = len(masks) if isinstance(masks, (list, tuple)) else type(masks).__name__
                 raise ValueError(f"{prefix}object {n}: expected a list of {num_frames} masks, got {got}")
-        places = [(n, t) for n, masks in enumerate(segmentations) for t, mask in enumerate(masks) if mask is not None]
-        coded = canonical_counts(
-            [segmentations[n][t] for n, t in places],
-            tubes.size,
-            lambda index: f"{prefix}object {places[index][0]}, frame {places[index][1]}",
-        )
-        for (n, t), counts in zip(places, coded, strict=True):
-            tubes._counts[n][t] = None if counts == tubes._empty else counts
+        shown = [mask for masks in segmentations for mask in masks if mask is not None]
+
+        @cache  # few ask
+        def places() -> list[tuple[int, int]]:
+            return [(n, t) for n, masks in enumerate(segmentations) for t, mask in enumerate(masks) if mask is not None]
+
+        def name(index: int) -> str:
+            return "{}object {}, frame {}".format(prefix, *places()[index])
+
+        coded = iter(canonical_counts(shown, tubes.size, name))
+        for counts, masks in zip(tubes._counts, segmentations, strict=True):
+            counts[:] = [None if mask is None or (text := next(coded)) == tubes._empty else text for mask in masks]
         return tubes
 
     def append(self, masks: np.ndarray | Tensor, rows: Sequence[int] | Tensor | None = None) -> None:

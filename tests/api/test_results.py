@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from lbvq.inference.results import VideoPrediction
-from lbvq.masks import rle
+from lbvq.masks import compiled, rle
 from lbvq.masks.tubes import MaskTubes
+from mask2former.compiled import CSource
 
 NAMES = ["cat", "dog", "duck"]
 
@@ -134,7 +135,7 @@ def test_an_object_may_be_listed_with_several_classes_under_one_identity():
     [
         ({"image_size": (8, 6)}, "size of the video"),
         ({"scores": [0.1, 0.2]}, "each of the 3 objects"),
-        ({"scores": [0.1, float("nan"), 0.3]}, "finite"),
+        ({"scores": [0.1, float("nan"), 0.3]}, "finite|not JSON"),
         ({"scores": ["a", "b", "c"]}, "scores must be numbers"),
         ({"labels": [0, 1]}, "each of the 3 objects"),
         ({"labels": [0, 1, -1]}, "from 0"),
@@ -155,7 +156,7 @@ def test_what_does_not_fit_together_is_refused(changes, reason):
     "change, reason",
     [
         ({"score": "high"}, "entry 0: 'score' must be a finite number"),
-        ({"score": float("inf")}, "finite"),
+        ({"score": float("inf")}, "finite|not JSON"),
         ({"category_id": 1.5}, "'category_id' must be an integer"),
         ({"category_id": 0}, "from 0"),
         ({"segmentations": None}, "must be a list"),
@@ -165,11 +166,49 @@ def test_what_does_not_fit_together_is_refused(changes, reason):
         ({"video_id": None}, "'video_id' must be an integer"),
     ],
 )
-def test_broken_entries_are_refused_with_the_place(change, reason):
+def test_broken_entries_are_refused_with_the_place(change, reason, tmp_path):
     entries = prediction().to_json(1)
     entries[0].update(change)
-    with pytest.raises(ValueError, match=reason):
-        VideoPrediction.from_json(entries, video_id=1 if "video_id" in change else None, image_size=(6, 8))
+    (tmp_path / "r.json").write_text(json.dumps(entries))
+    for given in (entries, tmp_path / "r.json"):
+        with pytest.raises(ValueError, match=reason):
+            VideoPrediction.from_json(given, video_id=1 if "video_id" in change else None, image_size=(6, 8))
+
+
+@pytest.mark.parametrize("compiles", ["0", "1"])
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [
+        ('{"size": [2, 3], "counts": "123"}', None),
+        ('{"counts": "123", "size":[2,3]}', None),
+        ('{"size": [2, 3], "counts": "\\u0031\\u0032\\u0033"}', None),  # JSON may write any character so
+        ('{"size": [2, 3], "counts": "1R03"}', None),  # a digit more than needed
+        ('{"size": [2, 3], "counts": [1, 2, 3]}', None),
+        ('{"size": [2, 3], "counts": "124"}', "object 0, frame 1: the runs must add up to 2 x 3 = 6 pixels"),
+        ('{"size": [2, 3], "counts": "1\\n"}', "object 0, frame 1: 'counts' holds the character"),
+        ('{"size": [2, 3], "counts": "1\n"}', "not valid JSON"),
+        ('{"size": [2, 3], "counts": "1\\x"}', "not valid JSON"),
+        ('{"size": [2, 3], "counts": [1, 2, 3,]}', "not valid JSON"),
+        ('{"size": [2, 3], "counts": [1, 5.0]}', "object 0, frame 1: 'counts' must be a non-empty list of integers"),
+        ('{"size": [3, 2], "counts": "123"}', r"object 0, frame 1: mask size must be 2 x 3 .*, got 3 x 2"),
+        ('{"size": [2.0, 3], "counts": "123"}', r"object 0, frame 1: 'size' must be two integers"),
+        ('{"size": [2, 3, 4], "counts": "123"}', r"object 0, frame 1: 'size' must be two integers"),
+        ('{"size": [2, x], "counts": "123"}', "not valid JSON"),
+    ],
+)
+def test_masks_of_files_may_be_written_in_many_ways(written, reason, compiles, tmp_path, monkeypatch):
+    monkeypatch.setattr(compiled, "LOOPS", CSource("loops", compiled.SOURCE, compiled.FLAGS))
+    monkeypatch.setenv("LBVQ_COMPILE", compiles)
+    path = tmp_path / "r.json"
+    usual = '{"size": [2, 3], "counts": "123"}'
+    masks = f"[{usual}, {written}, null]"
+    path.write_text(f'[{{"video_id": 1, "score": 0.5, "category_id": 1, "segmentations": {masks}}}]')
+    if reason is None:
+        found = VideoPrediction.from_json(path)
+        assert [mask and mask["counts"] for mask in found.masks.rles(0)] == ["123", "123", None]
+    else:
+        with pytest.raises(ValueError, match=rf"r\.json: .*{reason}"):
+            VideoPrediction.from_json(path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])

@@ -23,11 +23,11 @@ from lbvq.masks.runs import canonical_counts, decode_masks
 from mask2former.compiled import COMPILERS, CSource
 
 
-@pytest.fixture(scope="module")
-def library():
+@pytest.fixture(scope="module", params=[(), ("-DNO_VECTORS",)], ids=["vectors", "plain"])
+def library(request):
     if not any(map(shutil.which, COMPILERS)):
         pytest.skip("needs a C compiler")
-    return compiled.Library(CSource("loops", compiled.SOURCE, compiled.FLAGS).load())
+    return compiled.Library(CSource("loops", compiled.SOURCE, (*compiled.FLAGS, *request.param)).load())
 
 
 @contextlib.contextmanager
@@ -91,6 +91,61 @@ def test_a_backslash_counts_only_if_it_is_written_twice(library):
     assert library.decode([b'"\\0"'], np.array([12]), np.array([0])) is None
 
 
+def digits_of(number, num_extra):
+    """Digits of a signed number in base 32, least first, `num_extra` of them too many."""
+    digits = [number & 31]
+    while not -16 <= number <= 15:
+        number >>= 5
+        digits.append(number & 31)
+    digits += [31 if number < 0 else 0] * num_extra
+    return bytes(48 + digit + 32 * (place < len(digits) - 1) for place, digit in enumerate(digits))
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_long_masks_are_read_in_every_mixture_of_digits(library, data):
+    """Numbers of one and two digits are read eight digits at a time, wherever a longer one or a backslash stands."""
+    lengths = data.draw(st.lists(st.sampled_from([1, 1, 1, 5, 12, 28, 40, 600, 20000]), min_size=1, max_size=40))
+    extra = data.draw(st.lists(st.sampled_from([0, 0, 0, 0, 0, 0, 0, 1]), min_size=len(lengths), max_size=len(lengths)))
+    size = (sum(lengths), 1)
+    differences = [length - (lengths[i - 2] if i > 2 else 0) for i, length in enumerate(lengths)]
+    counts = b"".join(map(digits_of, differences, extra))
+    text = b'"%s"' % counts.replace(b"\\", b"\\\\")
+    for texts in ([text], [text, b'"%s"' % digits_of(size[0], 0), text]):
+        assert decode(library, texts, size, 7) == decode(None, texts, size, 7)
+    assert library.find_canonical([text], size[0]).tolist() == [not any(extra)]
+    place = data.draw(st.integers(1, len(text) - 2))
+    for broken in (
+        text[:place] + text[place + 1 :],
+        text[:place] + b'"' + text[place:],
+        text[:place] + b"]" + text[place:],
+    ):
+        assert decode(library, [broken, text], size) == decode(None, [broken, text], size)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_canonical"),
+    [
+        (b'"6"', True),
+        (b'"06"', True),
+        (b'"123"', True),
+        (b'"V0"', False),  # a digit too many
+        (b'"1o23"', False),
+        (b'"105"', False),  # runs of length zero
+        (b'"150"', False),
+        (b"[1, 2, 3]", False),  # a list
+    ],
+)
+def test_masks_are_told_from_those_that_are_written_in_another_way(library, text, is_canonical):
+    found = library.find_canonical([text, b'"6"'], 6)
+    assert found is None if text == b'"1o23"' else found.tolist() == [is_canonical, True]
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_broken_mask_is_neither(library, text):
+    assert library.find_canonical([b'"6"', text], 6) is None
+
+
 @given(st.lists(st.text(alphabet=[chr(code) for code in (34, *range(47, 113))], max_size=9), min_size=1, max_size=3))
 @settings(max_examples=300, deadline=None)
 def test_any_strings_are_decoded_or_refused_as_in_numpy(library, counts):
@@ -106,7 +161,9 @@ def test_any_runs_are_decoded_as_in_numpy(library, runs, separators):
     for texts in ([json.dumps(runs, separators=separators).encode()] * 2, [json.dumps(string).encode()] * 2):
         assert decode(library, texts, size, 7) == decode(None, texts, size, 7)
     with using(library):
-        assert canonical_counts([{"size": list(size), "counts": string}], size, str) == [string]
+        masks = [{"size": list(size), "counts": string}, json.dumps(string).encode()]
+        masks.append(json.dumps(runs).encode() if sum(runs) else b"[1]")
+        assert canonical_counts(masks, size, str) == [string] * 3
 
 
 def test_runs_are_cut_at_the_ends_of_columns(library):
