@@ -17,8 +17,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from lbvq.files.json_files import ByteStream, collector_paused, open_json, parse_json, read_json
 from lbvq.files.writing import atomic_path
+from lbvq.masks.compiled import load_compiled
 
 BLOCK_BYTES = 1 << 20
 _MAX_MASK_BYTES = 1 << 24  # text of a longer mask takes the slow way; searching it again and again would take longer
@@ -109,16 +112,32 @@ def _take_masks(stream: ByteStream, texts: list[bytes], sizes: list[bytes]) -> I
     while block := stream.read(BLOCK_BYTES):
         block = rest + block
         pattern = pattern or _choose_pattern(block)
-        pieces = pattern.split(block) if pattern else [block]
-        sizes += _without_copies(pieces[1 if pattern is _SIZE_FIRST else 2 :: 3])
-        texts += pieces[2 if pattern is _SIZE_FIRST else 1 :: 3]
-        tail = pieces[-1]
+        before, tail = _split(block, pattern, texts, sizes) if pattern else (b"", block)
         cut = tail.rfind(b"{")  # this mask may go on in the next block
         if cut < 0 or len(tail) - cut > _MAX_MASK_BYTES:
             cut = len(tail)
-        pieces[-1], rest = tail[:cut], tail[cut:]
-        yield _MARK.join(pieces[::3])
+        rest = tail[cut:]
+        yield before + tail[:cut]
     yield rest
+
+
+def _split(block: bytes, pattern: re.Pattern, texts: list[bytes], sizes: list[bytes]) -> tuple[bytes, bytes]:
+    """Take out the masks of a block; returns what stands before the end of the last one, with marks, and behind it."""
+    compiled = load_compiled(len(block))
+    if compiled is None:
+        pieces = pattern.split(block)
+        sizes += _without_copies(pieces[1 if pattern is _SIZE_FIRST else 2 :: 3])
+        texts += pieces[2 if pattern is _SIZE_FIRST else 1 :: 3]
+        return _MARK.join([*pieces[:-1:3], b""]), pieces[-1]
+    taken = compiled.take_masks(block, pattern is _SIZE_FIRST)
+    texts += [block[start:stop] for start, stop in taken.counts.tolist()]
+    first = np.flatnonzero(taken.is_new)
+    known = _without_copies([block[start:stop] for start, stop in taken.size[first].tolist()])
+    for size, number in zip(known, np.diff(first, append=len(taken.size)).tolist(), strict=True):
+        sizes += [size] * number
+    # Behind the last mask stands nothing but its closing brace.
+    end = max(taken.counts[-1, 1], taken.size[-1, 1]) + 1 if len(first) else 0
+    return taken.rest, block[end:]
 
 
 def _without_copies(sizes: list[bytes]) -> list[bytes]:

@@ -21,6 +21,7 @@ from mask2former.compiled import CSource
 
 FLAGS = ("-fwrapv",)
 SOURCE = Path(__file__).with_name("runs.c")
+_LEAST_BYTES = len('{"size":[],"counts":""}')
 LOOPS = CSource("loops of masks", SOURCE, FLAGS, worth=1 << 20)  # bytes of masks
 
 
@@ -48,6 +49,15 @@ class Tubes(NamedTuple):
     areas: np.ndarray  # (N, T) int64, contiguous
 
 
+class TakenMasks(NamedTuple):
+    """Where M masks stand in a text."""
+
+    counts: np.ndarray  # (M, 2) int32 first byte, and byte behind the last
+    size: np.ndarray  # (M, 2) int32 the same of their sizes
+    is_new: np.ndarray  # (M,) bool, whether a size differs from that of the mask before
+    rest: bytes  # the text up to the end of the last mask, with NaN for each
+
+
 class Library:
     """The functions of `runs.c`, called with arrays. All positions are int32 here, see `runs.FrameRuns`."""
 
@@ -59,7 +69,9 @@ class Library:
         self._cut.argtypes = [pointer, pointer, whole, pointer, ctypes.c_int32, whole, *4 * [pointer]]
         tubes: list[Any] = [*4 * [pointer], whole]
         self._count.argtypes = [*tubes, *tubes, whole, whole, *3 * [pointer]]
-        self._decode.restype = self._cut.restype = whole
+        self._take = functions.take_masks
+        self._take.argtypes = [ctypes.c_char_p, whole, ctypes.c_int, *5 * [pointer]]
+        self._decode.restype = self._cut.restype = self._take.restype = whole
         self._count.restype = None
 
     def decode(
@@ -130,6 +142,16 @@ class Library:
         arrays = [np.ascontiguousarray(each, np.int64) for each in (pairs, needed)]
         self._count(*sides[0], *sides[1], num_pixels, len(pairs), *map(_address, arrays), _address(counts))
         return counts
+
+    def take_masks(self, text: bytes, size_first: bool) -> TakenMasks:
+        """Take out the masks that `files.mask_file` knows, of which all have the size first, or all the counts."""
+        room = len(text) // _LEAST_BYTES + 1
+        counts, size = np.empty((2, room, 2), np.int32)
+        is_new, rest = np.empty(room, bool), np.empty(len(text), np.uint8)
+        length = np.empty(1, np.int64)
+        filled = map(_address, (counts, size, is_new, rest, length))
+        num_masks = self._take(text, len(text), size_first, *filled)
+        return TakenMasks(counts[:num_masks], size[:num_masks], is_new[:num_masks], rest[: length[0]].tobytes())
 
 
 def _address(array: np.ndarray) -> int:

@@ -1,9 +1,10 @@
-/* The inner loops of runs.py and of evaluation/overlap.py, see compiled.py.
+/* The inner loops of runs.py, of evaluation/overlap.py and of files/mask_file.py, see compiled.py.
 
    They do what the numpy code there does, with the same results; that code says what the arrays are. Nothing outside of
    the given arrays is read or written, whatever a mask holds. */
 
 #include <stdint.h>
+#include <string.h>
 
 enum { MAX_DIGITS = 6, MAX_DECIMALS = 9 }; /* of one number; more is unusual, and left to the slow reader */
 
@@ -248,4 +249,89 @@ void count_shared(const int32_t *start, const int32_t *end, const int64_t *first
     const Tubes other = {other_start, other_end, other_first, other_areas, other_num_frames};
     for (int64_t p = 0; p < n; p++)
         counts[p] = shared(&one, pairs[2 * p], &other, pairs[2 * p + 1], num_pixels, needed[p]);
+}
+
+enum { MAX_SIZE_BYTES = 48 }; /* between the brackets of a size */
+
+typedef struct {
+    const uint8_t *at, *stop;
+} Place;
+
+/* Whether a word stands at `at`, which is then moved behind it. */
+static int skip(const uint8_t **at, const uint8_t *stop, const char *word) {
+    int64_t length = (int64_t)strlen(word);
+    if (stop - *at < length || memcmp(*at, word, (size_t)length)) return 0;
+    *at += length;
+    return 1;
+}
+
+/* `"key": ` or `"key":`. */
+static int skip_key(const uint8_t **at, const uint8_t *stop, const char *quoted) {
+    if (!skip(at, stop, quoted)) return 0;
+    skip(at, stop, " ");
+    return 1;
+}
+
+/* A list without lists, objects and strings inside, of at most so many bytes. */
+static int skip_list(const uint8_t **at, const uint8_t *stop, int64_t most, Place *found) {
+    const uint8_t *opening = *at, *next = *at + 1;
+    if (opening == stop || *opening != '[') return 0;
+    while (next < stop && *next != ']' && *next != '[' && *next != '{' && *next != '"') next++;
+    if (next == stop || *next != ']' || next - opening - 1 > most) return 0;
+    *found = (Place){opening, *at = next + 1};
+    return 1;
+}
+
+static int skip_counts(const uint8_t **at, const uint8_t *stop, Place *found) {
+    if (*at == stop || **at != '"') return skip_list(at, stop, INT64_MAX, found);
+    const uint8_t *closing = memchr(*at + 1, '"', (size_t)(stop - *at - 1));
+    if (!closing) return 0;
+    *found = (Place){*at, closing + 1};
+    *at = closing + 1;
+    return 1;
+}
+
+/* Take the masks out of a text as the expressions of mask_file.py do: how many, none of them in `rest`.
+
+   Mask i has its counts from counts[2 * i] to counts[2 * i + 1], and its size in the same way; is_new[i] says whether
+   that is another one than the last. `rest` is the text up to the last mask, with `NaN` for each. */
+int64_t take_masks(const uint8_t *text, int64_t length, int size_first, int32_t *counts, int32_t *size, uint8_t *is_new,
+                   uint8_t *rest, int64_t *rest_length) {
+    const uint8_t *stop = text + length, *copied = text, *from = text, *opening;
+    const char *keys[] = {size_first ? "{\"size\":" : "{\"counts\":", size_first ? "\"counts\":" : "\"size\":"};
+    Place places[2] = {{text, text}, {text, text}}, last = places[0];
+    uint8_t *next = rest;
+    int64_t n = 0;
+    while ((opening = memchr(from, '{', (size_t)(stop - from)))) {
+        const uint8_t *at = opening;
+        int is_mask = 1;
+        for (int key = 0; is_mask && key < 2; key++) {
+            int is_size = key == !size_first;
+            is_mask = skip_key(&at, stop, keys[key]) &&
+                      (is_size ? skip_list(&at, stop, MAX_SIZE_BYTES, places) : skip_counts(&at, stop, places + 1));
+            if (is_mask && key == 0) {
+                is_mask = skip(&at, stop, ",");
+                skip(&at, stop, " ");
+            }
+        }
+        if (!is_mask || !skip(&at, stop, "}")) {
+            from = opening + 1;
+            continue;
+        }
+        int64_t size_bytes = places[0].stop - places[0].at;
+        is_new[n] = n == 0 || last.stop - last.at != size_bytes || memcmp(last.at, places[0].at, (size_t)size_bytes);
+        last = places[0];
+        for (int end = 0; end < 2; end++) {
+            size[2 * n + end] = (int32_t)((end ? places[0].stop : places[0].at) - text);
+            counts[2 * n + end] = (int32_t)((end ? places[1].stop : places[1].at) - text);
+        }
+        n++;
+        memcpy(next, copied, (size_t)(opening - copied));
+        next += opening - copied;
+        memcpy(next, "NaN", 3);
+        next += 3;
+        from = copied = at;
+    }
+    *rest_length = next - rest;
+    return n;
 }

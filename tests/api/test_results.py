@@ -135,7 +135,7 @@ def test_an_object_may_be_listed_with_several_classes_under_one_identity():
     [
         ({"image_size": (8, 6)}, "size of the video"),
         ({"scores": [0.1, 0.2]}, "each of the 3 objects"),
-        ({"scores": [0.1, float("nan"), 0.3]}, "finite|not JSON"),
+        ({"scores": [0.1, float("nan"), 0.3]}, "finite"),
         ({"scores": ["a", "b", "c"]}, "scores must be numbers"),
         ({"labels": [0, 1]}, "each of the 3 objects"),
         ({"labels": [0, 1, -1]}, "from 0"),

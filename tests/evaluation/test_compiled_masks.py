@@ -18,6 +18,7 @@ from plain_tube_ap import as_files, random_case
 import lbvq.evaluation.overlap
 import lbvq.masks.runs
 from lbvq.evaluation.tube_ap import TubeAP
+from lbvq.files import mask_file
 from lbvq.masks import compiled, rle
 from lbvq.masks.runs import canonical_counts, decode_masks
 from mask2former.compiled import COMPILERS, CSource
@@ -34,7 +35,7 @@ def library(request):
 def using(library):
     """Let everything decode and compare with a library, or with numpy for None."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (lbvq.masks.runs, lbvq.evaluation.overlap):
+        for module in (lbvq.masks.runs, lbvq.evaluation.overlap, mask_file):
             patch.setattr(module, "load_compiled", lambda num_bytes=0: library)
         yield
 
@@ -200,6 +201,61 @@ def test_frames_that_only_one_of_two_tubes_has_do_not_count(library):
     other = tubes([(0, 10)], areas=[[10]])
     for pair in ((one, other), (other, one)):
         assert library.count_shared(*pair, 10, np.array([[0, 0]]), np.array([2])).tolist() == [2]
+
+
+def split(library, text, pattern):
+    """The text without masks, its end, the masks, and their sizes."""
+    texts, sizes = [], []
+    with using(library):
+        return *mask_file._split(text, pattern, texts, sizes), texts, sizes
+
+
+MASK = b'{"size": [2, 3], "counts": "123"}'
+OTHER = b'{"counts":[1,5],"size":[2, 3]}'
+WORDS = [
+    *(
+        MASK,
+        OTHER,
+        MASK.replace(b"3]", b"4]"),
+        MASK.replace(b"[2", b"[" + 44 * b" " + b"2"),
+        b"[" + 45 * b" " + b"2, 3]",
+    ),
+    *(b'{"size": [2, 3], "counts": "123" }', b'{"size":  [2, 3], "counts": "1"}', b'{"size": [2, 3],\n"counts": "1"}'),
+    *(
+        b'{"size": ',
+        b'{"counts":',
+        b'"size":',
+        b'"counts": ',
+        b"[2, 3]",
+        b'"12"',
+        b", ",
+        b",",
+        b" ",
+        b"}",
+        b"{",
+        b"[",
+        b"]",
+    ),
+    *(b'"', b"NaN", b"x", b"\\"),
+]
+
+
+def test_masks_are_taken_out_of_a_text(library):
+    text = b"[" + MASK + b", null, " + MASK + b", " + MASK.replace(b"3]", b"4]") + b', {"size": [2'
+    before = b"[NaN, null, NaN, NaN"
+    assert split(library, text, mask_file._SIZE_FIRST) == (
+        *(before, b', {"size": [2'),
+        *([b'"123"'] * 3, [b"[2, 3]", b"[2, 3]", b"[2, 4]"]),
+    )
+    assert split(library, text, mask_file._COUNTS_FIRST) == (b"", text, [], [])
+    assert split(library, b"[" + OTHER + b"]", mask_file._COUNTS_FIRST) == (b"[NaN", b"]", [b"[1,5]"], [b"[2, 3]"])
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=12).map(b"".join), st.booleans())
+@settings(max_examples=1000, deadline=None)
+def test_masks_are_found_as_by_the_regular_expressions(library, text, size_first):
+    pattern = mask_file._SIZE_FIRST if size_first else mask_file._COUNTS_FIRST
+    assert split(library, text, pattern) == split(None, text, pattern)
 
 
 @given(st.integers(0, 2**31 - 1), st.sampled_from([None, 0.05]))
