@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from lbvq.evaluation.mask_texts import Masks
-from lbvq.masks.compiled import Tubes, load_compiled
-from lbvq.masks.runs import decode_masks
+from lbvq.masks.compiled import load_compiled
+from lbvq.masks.runs import FrameRuns, decode_masks
 
 _TUBES_AT_ONCE = 16  # that are compared with one; more would leave the processor's cache
 _MAX_TABLES = 4  # of runs per column; masks with more runs in a column are rare
@@ -57,7 +57,7 @@ class TubeRuns:
         self.areas = np.zeros((len(tubes), int(self.lengths.max(initial=0))), np.int64)
         self.areas[tube, frame] = runs.areas
         first = runs.first[np.searchsorted(tube, np.arange(len(tubes) + 1))]
-        self._tubes = Tubes(runs.start, runs.end, first, self.areas)
+        self._tubes = FrameRuns(runs.start, runs.end, first, self.areas)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -88,7 +88,7 @@ class TubeRuns:
         return self._cut[3]
 
     @property
-    def whole_runs(self) -> Tubes:
+    def whole_runs(self) -> FrameRuns:
         """The runs as they are in the file, which may go on in the next column."""
         return self._tubes
 

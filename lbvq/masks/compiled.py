@@ -13,11 +13,14 @@ import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from mask2former.compiled import CSource
+
+if TYPE_CHECKING:
+    from lbvq.masks.runs import FrameRuns
 
 FLAGS = ("-fwrapv",)
 SOURCE = Path(__file__).with_name("runs.c")
@@ -38,15 +41,6 @@ def load_compiled(num_bytes: int = 0) -> Library | None:
 @lru_cache
 def _functions(library: ctypes.CDLL) -> Library:
     return Library(library)
-
-
-class Tubes(NamedTuple):
-    """Runs of N tubes of T frames."""
-
-    start: np.ndarray  # (R,) int32, ascending within a tube
-    end: np.ndarray  # (R,) int32
-    first: np.ndarray  # (N + 1,) int64 row at which each tube begins
-    areas: np.ndarray  # (N, T) int64, contiguous
 
 
 class TakenMasks(NamedTuple):
@@ -127,12 +121,12 @@ class Library:
             room = num_rows
 
     def count_shared(
-        self, one: Tubes, other: Tubes, num_pixels: int, pairs: np.ndarray, needed: np.ndarray
+        self, one: FrameRuns, other: FrameRuns, num_pixels: int, pairs: np.ndarray, needed: np.ndarray
     ) -> np.ndarray:
         """(P,) pixels that pairs of tubes share; 0 may stand for less than is needed.
 
         Args:
-            one, other: N and G tubes.
+            one, other: int32 runs of N and of G tubes.
             num_pixels: of a frame.
             pairs: (P, 2) int64 indices of tubes.
             needed: (P,) int64 pixels.

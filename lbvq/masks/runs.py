@@ -30,12 +30,12 @@ _MAX_FACTOR = 10**8  # nine decimals hold every run of MAX_PIXELS
 
 
 class FrameRuns(NamedTuple):
-    """Foreground runs of F masks that belong to tubes; runs of length zero may occur."""
+    """Foreground runs of F masks that belong to tubes, or of F whole tubes; runs of length zero may occur."""
 
     start: np.ndarray  # (R,) first pixel of every run, counted from the start of its tube
     end: np.ndarray  # (R,) pixel behind its last one
-    first: np.ndarray  # (F + 1,) row at which each mask begins
-    areas: np.ndarray  # (F,) int64, foreground pixels of each mask
+    first: np.ndarray  # (F + 1,) row at which each mask begins, or each tube
+    areas: np.ndarray  # (F,) int64, foreground pixels of each mask; (F, T) of the frames of each tube
 
 
 class _UnusualMasksError(Exception):

@@ -20,7 +20,7 @@ import lbvq.masks.runs
 from lbvq.evaluation.tube_ap import TubeAP
 from lbvq.files import mask_file
 from lbvq.masks import compiled, rle
-from lbvq.masks.runs import canonical_counts, decode_masks
+from lbvq.masks.runs import FrameRuns, canonical_counts, decode_masks
 from mask2former.compiled import COMPILERS, CSource
 
 
@@ -183,7 +183,7 @@ def tubes(*runs, areas):
     """Of N lists of runs (start, end), and areas in frames."""
     rows = np.array([run for tube in runs for run in tube], np.int32)
     first = np.cumsum([0, *map(len, runs)])
-    return compiled.Tubes(rows[:, 0].copy(), rows[:, 1].copy(), first, np.array(areas))
+    return FrameRuns(rows[:, 0].copy(), rows[:, 1].copy(), first, np.array(areas))
 
 
 def test_shared_pixels_of_two_frames_of_ten_pixels(library):
