@@ -19,8 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the report."""
     from lbvq.engine.environment import environment_report  # imports torch
+    from mask2former.modeling.deform_attn_compiled import SAMPLING
 
     print(environment_report())
-    for source in (LOOPS,):
+    for source in (LOOPS, SAMPLING):
         print(f"{source.name}: {source.describe()}")
     return 0

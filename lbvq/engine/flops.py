@@ -14,7 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 aten = torch.ops.aten
 CHECKED = ("aten", "prim", "prims")  # namespaces without a product that is not counted, see `_OTHER_PRODUCTS`
-NO_PRODUCT = ("mask2former::deform_attn", "torchvision::nms", "torchvision::roi_align")
+NO_PRODUCT = (
+    "mask2former::deform_attn",
+    "mask2former::deform_attn_compiled",
+    "torchvision::nms",
+    "torchvision::roi_align",
+)
 
 
 def flops_by_part(model: nn.Module, run: Callable[[], Any], depth: int) -> tuple[list[tuple[str, int]], Counter[str]]:

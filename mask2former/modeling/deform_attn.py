@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from ..linear import Linear, linear_transposed
 from ..transfer import tensor_like
+from . import deform_attn_compiled
 
 logger = logging.getLogger(__name__)
 
@@ -84,9 +85,18 @@ def sample_by_triton(value: Tensor, sizes: Sizes, points: Tensor, weights: Tenso
     return sum_points(value, [side for size in sizes for side in size], points, weights)
 
 
+def sample_compiled(value: Tensor, sizes: Sizes, points: Tensor, weights: Tensor) -> Tensor:
+    """Sample in C, on CPUs; see `deform_attn_compiled`. Several times as fast as `sample_by_bags`."""
+    refusal = deform_attn_compiled.why_not(value, points.dtype, points.shape[3] * points.shape[4])
+    if refusal:
+        raise ValueError(f"the compiled kernel of deformable attention cannot run: {refusal}; choose another kernel.")
+    return deform_attn_compiled.sum_points(value, [side for size in sizes for side in size], points, weights)
+
+
 KERNELS: dict[str, Kernel] = {
     "grid_sample": sample_by_grid,
     "embedding_bag": sample_by_bags,
+    "compiled": sample_compiled,
     "triton": sample_by_triton,
 }
 
@@ -94,7 +104,10 @@ KERNELS: dict[str, Kernel] = {
 def choose_kernel(value: Tensor, num_levels: int, num_points: int) -> str:
     """Name the fastest form for the device of `value` (B, S, M, D)."""
     if value.device.type == "cpu":
-        return "embedding_bag"
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return "embedding_bag"  # which is part of the graph
+        dtype = torch.promote_types(value.dtype, torch.float32)
+        return "embedding_bag" if deform_attn_compiled.why_not(value, dtype, num_levels * num_points) else "compiled"
     is_plain = value.device.type == "cuda" and value.dtype in (torch.float32, torch.bfloat16, torch.float16)
     if not is_plain or torch.are_deterministic_algorithms_enabled():
         return "grid_sample"

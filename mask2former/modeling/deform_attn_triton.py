@@ -26,6 +26,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .deform_attn_operator import empty_sums, make_operator
+
 MAX_LEVELS = 4  # sizes are arguments of the kernel: no copy to the device, no compilation for other frame sizes
 MAX_HEAD_DIM = 256
 TILE = 2048  # numbers that a program sums at once: queries of a block times channels, rounded up to a power of two
@@ -193,63 +195,18 @@ def _launch(kernel: Any, tensors: list[Tensor], sizes: list[int], value: Tensor,
         kernel[grid](*tensors, num_cells, num_queries, *padded, *constants)
 
 
-# Operators, so that compiled and exported networks keep the kernels as they are.
-
-
-@torch.library.custom_op(
-    "mask2former::deform_attn",
-    mutates_args=(),
-    schema="(Tensor value, int[] sizes, Tensor points, Tensor weights) -> Tensor",
-)
-def sum_points(value: Tensor, sizes: list[int], points: Tensor, weights: Tensor) -> Tensor:
-    """See `deform_attn.Kernel`; sizes are H_1, W_1, H_2, ... The result has the type of the values."""
-    value, points, weights = value.contiguous(), points.contiguous(), weights.contiguous()
-    out = _empty_sums(value, sizes, points, weights)
-    if out.numel():
-        _launch(_sum_points, [value, points, weights, out], sizes, value, weights)
+def _sum_on_device(value: Tensor, sizes: list[int], points: Tensor, weights: Tensor) -> Tensor:
+    out = empty_sums(value, sizes, points, weights)
+    _launch(_sum_points, [value, points, weights, out], sizes, value, weights)
     return out
 
 
-@torch.library.custom_op(
-    "mask2former::deform_attn_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor value, int[] sizes, Tensor points, Tensor weights) -> (Tensor, Tensor, Tensor)",
-)
-def spread_gradient(
+def _spread_on_device(
     grad: Tensor, value: Tensor, sizes: list[int], points: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of value, points and weights for that of the result."""
-    value, points, weights, grad = value.contiguous(), points.contiguous(), weights.contiguous(), grad.contiguous()
     grads = torch.zeros_like(value, dtype=weights.dtype), torch.zeros_like(points), torch.zeros_like(weights)
-    if grad.numel():
-        _launch(_spread_gradient, [value, points, weights, grad, *grads], sizes, value, weights)
+    _launch(_spread_gradient, [value, points, weights, grad, *grads], sizes, value, weights)
     return grads[0].to(value.dtype), *grads[1:]
 
 
-@sum_points.register_fake
-def _empty_sums(value: Tensor, sizes: list[int], points: Tensor, weights: Tensor) -> Tensor:
-    batch, _, num_heads, head_dim = value.shape
-    return value.new_empty(batch, weights.shape[-1], num_heads * head_dim)
-
-
-@spread_gradient.register_fake
-def _empty_gradients(
-    grad: Tensor, value: Tensor, sizes: list[int], points: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    contiguous = torch.contiguous_format
-    like = [torch.empty_like(tensor, memory_format=contiguous) for tensor in (value, points, weights)]
-    return like[0], like[1], like[2]
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    value, ctx.sizes, points, weights = inputs
-    ctx.save_for_backward(value, points, weights)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    value, points, weights = ctx.saved_tensors
-    grad_value, grad_points, grad_weights = spread_gradient(grad, value, ctx.sizes, points, weights)
-    return grad_value, None, grad_points, grad_weights
-
-
-sum_points.register_autograd(_backward, setup_context=_save)
+sum_points = make_operator("deform_attn", _sum_on_device, _spread_on_device)

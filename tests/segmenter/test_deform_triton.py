@@ -58,7 +58,8 @@ def test_on_a_cpu_it_is_neither_chosen_nor_imported():
         "import sys, torch\n"
         "from mask2former.modeling.deform_attn import MSDeformAttn, choose_kernel\n"
         "MSDeformAttn(32, 1, 4, 2)(torch.ones(1, 9, 32), torch.ones(1, 9, 1, 2), torch.ones(1, 9, 32), [(3, 3)])\n"
-        "print(choose_kernel(torch.ones(1, 9, 4, 8), 1, 2), *(name for name in sys.modules if 'deform_attn_' in name))",
+        "print(choose_kernel(torch.ones(1, 9, 4, 8), 1, 2), *(name for name in sys.modules if 'attn_triton' in name))",
+        LBVQ_COMPILE="0",
     )
     assert said.split() == ["embedding_bag"]
 
