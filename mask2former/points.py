@@ -42,6 +42,38 @@ def point_sample(maps: Tensor, points: Tensor) -> Tensor:
     return torch.cat([_sample(few.to(dtype), few_grid) for few, few_grid in zip(parts, grids, strict=True)], axis)
 
 
+def sample_pixels(maps: Tensor, points: Tensor) -> Tensor:
+    """Read maps at points as `point_sample` does, all channels of a pixel side by side, without gradients.
+
+    On a CPU that is ten times as fast where maps lie in memory like that: a point is a weighted sum of four rows.
+
+    Args:
+        maps: (N, H, W, C).
+        points: (N, P, 2) as (x, y) in [0, 1].
+
+    Returns:
+        (N, P, C), as precise as the points at least.
+    """
+    num_maps, height, width, _ = maps.shape
+    if maps.device.type != "cpu" or points.dtype != torch.float32 or maps.numel() == 0:
+        return point_sample(maps.permute(0, 3, 1, 2), points).transpose(1, 2)
+    with torch.no_grad():
+        position = points * points.new_tensor([width, height]) - 0.5
+        before = position.floor()
+        after = position - before
+        cells = torch.stack((before, before + 1), dim=-1)  # (N, P, 2, 2): of x and of y the cells on both sides
+        shares = torch.stack((1 - after, after), dim=-1)
+        last = points.new_tensor([[width - 1], [height - 1]])
+        inside = cells.clamp(min=0).minimum(last)
+        shares = shares * (cells == inside)
+        (x, y), (x_share, y_share) = inside.long().unbind(2), shares.unbind(2)
+        starts = torch.arange(num_maps)[:, None, None, None] * (height * width)
+        rows = (starts + y[..., :, None] * width + x[..., None, :]).view(-1, 4)
+        weights = (y_share[..., :, None] * x_share[..., None, :]).view(-1, 4)
+        table = maps.reshape(-1, maps.shape[3]).float()
+        return F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights).view(*points.shape[:2], -1)
+
+
 def sample_lists(lists: Sequence[Tensor], points: Tensor) -> Tensor:
     """Read the maps of several lists at points of their own.
 

@@ -6,7 +6,7 @@ DETR, Carion et al., ECCV 2020, section 3.1, with the mask costs of Mask2Former,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,10 +15,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..points import point_sample, sample_lists
+from ..points import sample_lists, sample_pixels
 from ..transfer import to_device, to_host
 
-COMPARED_AT_ONCE = 2**24  # pixels of predicted masks; more images are compared one after the other
+COMPARED_AT_ONCE = 2**20  # pixels of predicted masks; more images are compared one after the other
+CACHED = 2**17  # pixels
 
 Match = tuple[Tensor, Tensor]  # query indices, ascending, and object indices, (n,) each, int64 on the CPU
 
@@ -168,8 +169,11 @@ def _repeated(targets: list[Any], count: int) -> list[Any]:
 
 def sample_masks(masks: Tensor, points: Tensor) -> Tensor:
     """Read masks (B, Q, h, w) at points (B, P, 2): (B, Q, P); masks of clips, (B, Q, T, h, w), alike in all frames."""
-    sampled = point_sample(masks.flatten(1, -3), points)  # (B, Q*T, P)
-    return sampled.view(*masks.shape[:2], masks.shape[2:-2].numel() * points.shape[1])
+    num_frames = masks.shape[2:-2].numel()
+    clips = masks.unflatten(-3, (-1, num_frames)) if masks.dim() == 4 else masks  # (B, Q, T, h, w)
+    pixels = clips.permute(0, 2, 3, 4, 1).flatten(0, 1)  # (B*T, h, w, Q)
+    sampled = sample_pixels(pixels, points.repeat_interleave(num_frames, dim=0))  # (B*T, P, Q)
+    return sampled.unflatten(0, (-1, num_frames)).flatten(1, 2).mT
 
 
 def read_targets(masks: Sequence[Tensor], points: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -256,16 +260,29 @@ def pairwise_cost(
 
 def pairwise_sigmoid_ce(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean binary cross entropy of every pair: (..., Q, P) logits and (..., G, P) targets in [0, 1] -> (..., Q, G)."""
-    # softplus(-x) t + softplus(x) (1 - t) = softplus(x) - x t
-    return (F.softplus(logits).sum(-1, keepdim=True) - logits @ targets.mT) / logits.shape[-1]
+    total: Any = 0
+    for x, t in few_points(logits, targets):  # softplus(-x) t + softplus(x) (1 - t) = softplus(x) - x t
+        total = total + (F.softplus(x).sum(-1, keepdim=True) - x @ t.mT)
+    return total / logits.shape[-1]
 
 
 def pairwise_dice(logits: Tensor, targets: Tensor) -> Tensor:
     """Dice loss of every pair: (..., Q, P) logits and (..., G, P) targets in [0, 1] -> (..., Q, G) in [0, 1]."""
-    probabilities = logits.sigmoid()
-    overlap = 2 * probabilities @ targets.mT
-    total = probabilities.sum(-1)[..., :, None] + targets.sum(-1)[..., None, :]
-    return 1 - (overlap + 1) / (total + 1)
+    overlap: Any = 0
+    total = targets.sum(-1)[..., None, :]
+    for x, t in few_points(logits, targets):
+        probabilities = x.sigmoid()
+        overlap = overlap + probabilities @ t.mT
+        total = total + probabilities.sum(-1)[..., :, None]
+    return 1 - (2 * overlap + 1) / (total + 1)
+
+
+def few_points(logits: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """So many points of (..., Q, P) and (..., G, P) at a time that a CPU keeps them in its caches."""
+    step = logits.shape[-1]
+    if logits.device.type == "cpu":
+        step = max(1, CACHED * step // max(logits.numel(), 1))
+    return zip(logits.split(step, -1), targets.split(step, -1), strict=True)
 
 
 def costs_on_host(costs: Sequence[list[Tensor]]) -> list[list[Tensor]]:

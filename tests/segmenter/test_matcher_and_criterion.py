@@ -31,7 +31,7 @@ from mask2former.modeling.matcher import (
     pairwise_dice,
     pairwise_sigmoid_ce,
 )
-from mask2former.points import point_sample, sample_lists, uncertain_points
+from mask2former.points import point_sample, sample_lists, sample_pixels, uncertain_points
 
 NUM_POINTS = 49
 
@@ -187,6 +187,22 @@ def test_points_of_a_large_half_precision_map_are_read_exactly():
     close(point_sample(maps, centres).flatten()[1:-1], maps.float().flatten()[1:-1])
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 8), (5, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pixels_side_by_side_are_read_as_maps_are(size, dtype):
+    """Points on the border, outside, and on the centres of cells, in maps of each memory format."""
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(2, 6, *size, generator=generator).to(dtype)
+    corners = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.5, 0.5], [1.0, 0.0], [-0.1, 0.4], [1.7, -3.0]])
+    points = torch.cat((corners.expand(2, -1, -1), torch.rand(2, 50, 2, generator=generator)), dim=1)
+    want = point_sample(maps, points)
+    for layout in (maps, maps.to(memory_format=torch.channels_last)):
+        read = sample_pixels(layout.permute(0, 2, 3, 1), points)
+        assert read.dtype == torch.float32
+        torch.testing.assert_close(read.mT, want, rtol=0, atol=2e-6)
+    assert sample_pixels(maps[:0].permute(0, 2, 3, 1), points[:0]).shape == (0, 56, 6)
+
+
 def test_points_of_no_maps_are_none():
     assert point_sample(torch.zeros(0, 1, 4, 4), torch.zeros(0, 7, 2)).shape == (0, 1, 7)
     assert uncertain_points(torch.zeros(0, 1, 4, 4), 8).shape == (0, 8, 2)
@@ -269,9 +285,10 @@ def test_matched_rows_name_the_image_of_every_query():
     assert [len(part) for part in matched_rows([])] == [0, 0]
 
 
-@pytest.mark.parametrize("at_once", [1, 2**24])
-def test_costs_of_a_batch_are_those_of_each_image(at_once, monkeypatch):
+@pytest.mark.parametrize("at_once, cached", [(1, 1), (2**24, 20), (2**24, 2**24)])
+def test_costs_of_a_batch_are_those_of_each_image(at_once, cached, monkeypatch):
     monkeypatch.setattr(matcher_module, "COMPARED_AT_ONCE", at_once)
+    monkeypatch.setattr(matcher_module, "CACHED", cached)
     generator = torch.Generator().manual_seed(0)
     outputs = {
         "pred_logits": torch.randn(3, 5, 4, generator=generator),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mask2former.layers import MLP, Conv2d, CrossAttentionLayer, FFNLayer, SelfAttentionLayer, c2_xavier_fill
+from mask2former.linear import linear
 from mask2former.modeling.criterion import masks_of_rows, select_rows
 
 if TYPE_CHECKING:
@@ -199,7 +200,8 @@ class ClipMasks:
         return (self.embed.shape[0], batch, self.embed.shape[2], frames, height, width)
 
     def __getitem__(self, index: tuple[Any, ...]) -> Tensor:
-        return torch.einsum("nc,tchw->nthw", self.embed[index], self.features[index[1]])
+        pixels = self.features[index[1]].permute(0, 2, 3, 1)  # (T, h, w, c)
+        return linear(pixels, self.embed[index]).permute(3, 0, 1, 2)
 
     def dense(self) -> Tensor:
         """The whole tensor (L, B, N, T, h, w)."""
