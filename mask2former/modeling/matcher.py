@@ -153,10 +153,19 @@ def select_entries(tensor: Tensor, places: Places) -> Tensor:
 
 
 def read_masks(masks: Any, places: Places, points: Tensor) -> Tensor:
-    """Read the predicted masks of b entries at points (b, P, 2) of their own: (b, Q, P), or all frames, (b, Q, T*P)."""
+    """Read the predicted masks of b entries at points (b, P, 2) of their own: (b, Q, P), or all frames, (b, Q, T*P).
+
+    Entries are (Q, h, w) or (Q, T, h, w).
+    """
     if _are_neighbours(places):
-        return sample_masks(masks[places[0] : places[0] + len(places)], points)
-    return torch.cat([sample_masks(masks[place][None], at[None]) for place, at in zip(places, points, strict=True)])
+        return sample_pixels(_queries_last(masks[places[0] : places[0] + len(places)], 1), points).mT
+    return sample_pixels([_queries_last(masks[place], 0) for place in places], points).mT
+
+
+def _queries_last(masks: Tensor, axis: int) -> Tensor:
+    """Masks (..., Q, h, w) or (..., Q, T, h, w) with the queries in `axis` -> (..., T, h, w, Q)."""
+    clips = masks if masks.dim() == axis + 4 else masks.unsqueeze(axis + 1)
+    return clips.movedim(axis, -1)
 
 
 def _are_neighbours(places: Places) -> bool:
@@ -165,15 +174,6 @@ def _are_neighbours(places: Places) -> bool:
 
 def _repeated(targets: list[Any], count: int) -> list[Any]:
     return targets * (count // max(len(targets), 1))
-
-
-def sample_masks(masks: Tensor, points: Tensor) -> Tensor:
-    """Read masks (B, Q, h, w) at points (B, P, 2): (B, Q, P); masks of clips, (B, Q, T, h, w), alike in all frames."""
-    num_frames = masks.shape[2:-2].numel()
-    clips = masks.unflatten(-3, (-1, num_frames)) if masks.dim() == 4 else masks  # (B, Q, T, h, w)
-    pixels = clips.permute(0, 2, 3, 4, 1).flatten(0, 1)  # (B*T, h, w, Q)
-    sampled = sample_pixels(pixels, points.repeat_interleave(num_frames, dim=0))  # (B*T, P, Q)
-    return sampled.unflatten(0, (-1, num_frames)).flatten(1, 2).mT
 
 
 def read_targets(masks: Sequence[Tensor], points: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -190,17 +190,20 @@ def test_points_of_a_large_half_precision_map_are_read_exactly():
 @pytest.mark.parametrize("size", [(1, 1), (3, 8), (5, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_pixels_side_by_side_are_read_as_maps_are(size, dtype):
-    """Points on the border, outside, and on the centres of cells, in maps of each memory format."""
+    """Points on the border, outside, and on the centres of cells, in clips of each memory format."""
     generator = torch.Generator().manual_seed(0)
-    maps = torch.randn(2, 6, *size, generator=generator).to(dtype)
+    clips = torch.randn(2, 3, 6, *size, generator=generator).to(dtype)
     corners = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.5, 0.5], [1.0, 0.0], [-0.1, 0.4], [1.7, -3.0]])
     points = torch.cat((corners.expand(2, -1, -1), torch.rand(2, 50, 2, generator=generator)), dim=1)
-    want = point_sample(maps, points)
-    for layout in (maps, maps.to(memory_format=torch.channels_last)):
-        read = sample_pixels(layout.permute(0, 2, 3, 1), points)
+    each = [point_sample(clip, at.expand(3, -1, -1)).mT.flatten(0, 1) for clip, at in zip(clips, points, strict=True)]
+    want = torch.stack(each)  # (2, 3 * 56, 6)
+    pixels = clips.permute(0, 1, 3, 4, 2)
+    for given in (pixels, pixels.contiguous(), list(pixels)):
+        read = sample_pixels(given, points)
         assert read.dtype == torch.float32
-        torch.testing.assert_close(read.mT, want, rtol=0, atol=2e-6)
-    assert sample_pixels(maps[:0].permute(0, 2, 3, 1), points[:0]).shape == (0, 56, 6)
+        torch.testing.assert_close(read, want, rtol=0, atol=2e-6)
+    torch.testing.assert_close(sample_pixels(pixels, points.double()), want.double(), rtol=0, atol=2e-6)
+    assert sample_pixels(pixels[..., :0], points).shape == (2, 168, 0)
 
 
 def test_points_of_no_maps_are_none():
