@@ -19,10 +19,10 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import platform
 import shutil
 import sys
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -113,13 +113,11 @@ class CSource:
 
     def _checksum(self, compiler: str) -> str:
         """Of all that the library depends on."""
-        import hashlib
-
         real = os.path.realpath(compiler)
         status = os.stat(real)
-        machine = (sys.platform, platform.machine(), _c_library(), real, status.st_size, status.st_mtime_ns)
+        machine = (sys.platform, os.uname().machine, _c_library(), real, status.st_size, status.st_mtime_ns)
         content = repr((self._flags, machine)).encode() + self._path.read_bytes()
-        return hashlib.sha256(content).hexdigest()[:20]
+        return f"{zlib.crc32(content):08x}{zlib.adler32(content):08x}"  # hashlib brings OpenSSL along, megabytes of it
 
     def _compile(self, compiler: str) -> bytes:
         """Content of the library."""
@@ -161,9 +159,9 @@ def _c_library() -> str:
 
 def _folders() -> Iterator[Path]:
     """Where libraries may lie, the best place first."""
-    import tempfile
-
     yield cache_folder() / "compiled"
+    import tempfile  # as a rule nobody asks for more
+
     yield Path(tempfile.gettempdir()) / f"lbvq-{os.getuid()}"
 
 

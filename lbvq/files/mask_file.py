@@ -23,7 +23,7 @@ from lbvq.files.json_files import ByteStream, collector_paused, open_json, parse
 from lbvq.files.writing import atomic_path
 from lbvq.masks.compiled import load_compiled
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 19
 _MAX_MASK_BYTES = 1 << 24  # text of a longer mask takes the slow way; searching it again and again would take longer
 # Every part of the expressions ends at a character that begins the next mask: no text is searched twice.
 _SIZE, _COUNTS = rb"(\[[^\]\[{\"]{0,48}\])", rb"(\"[^\"]*\"|\[[^\]\[{\"]*\])"
