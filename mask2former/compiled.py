@@ -25,6 +25,9 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 COMPILERS = ("cc", "gcc", "clang")
 SWITCH = "LBVQ_COMPILE"
@@ -140,6 +143,16 @@ class CSource:
                     logger.info("%s: compiled in %.1f seconds", self.name, time.monotonic() - begin)
                     return target.read_bytes()
         raise OSError(f"{compiler} cannot compile {self._path}: {done.stderr.strip()}")
+
+
+def call(function: Any, *arguments: int | np.ndarray) -> None:
+    """Call a function of C that takes 64-bit integers and pointers to the numbers of contiguous arrays."""
+    for each in arguments:
+        assert isinstance(each, int) or each.flags.c_contiguous
+    function.restype = None
+    function(
+        *(ctypes.c_int64(each) if isinstance(each, int) else ctypes.c_void_p(each.ctypes.data) for each in arguments)
+    )
 
 
 def _find_compiler() -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from lbvq.masks.compiled import LOOPS
-
 EXAMPLES = """examples:
   lbvq info
   lbvq info > report.txt      to be attached to a bug report; it names where Python is, and no other files of yours
@@ -19,9 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the report."""
     from lbvq.engine.environment import environment_report  # imports torch
+    from lbvq.evaluation import boundary
+    from lbvq.masks.compiled import LOOPS
     from mask2former.modeling.deform_attn_compiled import SAMPLING
 
     print(environment_report())
-    for source in (LOOPS, SAMPLING):
+    for source in (LOOPS, boundary.LOOPS, SAMPLING):
         print(f"{source.name}: {source.describe()}")
     return 0

@@ -2,17 +2,21 @@
 
 The boundary of a mask is what an erosion by d pixels in the chessboard metric removes; outside the image counts as
 background. It is computed on columns of 64-bit words: shrinking runs erodes down the columns, and a few bitwise ANDs of
-shifted columns erode across them, whatever d is.
+shifted columns erode across them, whatever d is. Where it is compiled, `boundary.c` does the same frame by frame.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
+from pathlib import Path
 
 import numpy as np
 
 from lbvq.evaluation.overlap import TubeRuns, divide, ranges
+from mask2former.compiled import CSource, call
 
+LOOPS = CSource("loops of boundaries", Path(__file__).with_suffix(".c"), worth=1 << 10)  # masks
 DILATION_RATIO = 0.02
 _MAX_GATHERED_WORDS = 1 << 18  # of both masks of the pairs that are compared at once
 
@@ -34,23 +38,59 @@ class BoundaryTubes:
         areas: (N, T) boundary pixels.
     """
 
+    words: np.ndarray
+    first: np.ndarray
+    left: np.ndarray
+    width: np.ndarray
+    areas: np.ndarray
+
     def __init__(self, tubes: TubeRuns, index: np.ndarray, dilation_ratio: float = DILATION_RATIO) -> None:
         """Find the boundaries of the tubes at (N,) `index`."""
+        radius = boundary_width(tubes.size_hw, dilation_ratio)
+        library = LOOPS.load(int(np.count_nonzero(tubes.areas[index])))
+        if library is not None and tubes.whole_runs.start.dtype == np.int32:
+            self._draw_compiled(library, tubes, index, radius)
+        else:
+            self._draw(tubes, index, radius)
+
+    def _draw_compiled(self, library: ctypes.CDLL, tubes: TubeRuns, index: np.ndarray, radius: int) -> None:
+        start, end, first, _ = tubes.whole_runs
+        height, image_width = tubes.size_hw
+        shape = len(index), tubes.areas.shape[1]
+        index = np.ascontiguousarray(index, np.int64)
+        first_run = np.empty((shape[0], shape[1] + 1), np.int64)
+        self.left, self.width, self.areas = np.empty((3, *shape), np.int64)
+        call(
+            library.find_columns,
+            *(start, end, first, shape[1], height, height * image_width, shape[0], index),
+            *(first_run, self.left, self.width),
+        )
+        stops = np.cumsum(self.width)
+        self.first = np.ascontiguousarray(stops.reshape(shape) - self.width)
+        num_words = height // 64 + 1
+        self.words = np.zeros((int(self.width.sum()), num_words), np.uint64)
+        inner = np.empty((int(self.width.max(initial=0)), num_words), np.uint64)
+        call(
+            library.draw_boundaries,
+            *(start, end, *shape, first_run, self.left, self.width, self.first),
+            *(height, height * image_width, radius, self.words, inner, self.areas),
+        )
+
+    def _draw(self, tubes: TubeRuns, index: np.ndarray, radius: int) -> None:
         height, image_width = tubes.size_hw
         num_frames = tubes.areas.shape[1]
-        radius = boundary_width(tubes.size_hw, dilation_ratio)
         start, end, column, tube = _column_runs(tubes, index)
         frame, x = np.divmod(column, image_width)
         block = tube * num_frames + frame
         opening = np.flatnonzero(np.diff(block, prepend=-1))
         closing = np.flatnonzero(np.diff(block, append=-1))
-        self.left: np.ndarray = np.zeros(len(index) * num_frames, np.int64)
-        self.width: np.ndarray = np.zeros(len(index) * num_frames, np.int64)
+        self.left = np.zeros(len(index) * num_frames, np.int64)
+        self.width = np.zeros(len(index) * num_frames, np.int64)
         self.left[block[opening]] = x[opening]
         self.width[block[opening]] = x[closing] - x[opening] + 1
         # An empty column after each frame keeps the frames apart, `2 * radius` at the end give the last one room.
         stops = np.cumsum(self.width + (self.width > 0))
-        self.first: np.ndarray = stops - self.width - (self.width > 0)
+        self.first = stops - self.width - (self.width > 0)
         slot = self.first[block] + x - self.left[block]
         shape = (int(stops[-1]) + 2 * radius if len(stops) else 0, height // 64 + 1)
         mask = _paint(slot, start, end, shape)
@@ -60,7 +100,7 @@ class BoundaryTubes:
         self._count(stops, (len(index), num_frames))
 
     def _count(self, stops: np.ndarray, shape: tuple[int, int]) -> None:
-        self.areas: np.ndarray = _sum_bits(self.words, stops - self.first).reshape(shape)
+        self.areas = _sum_bits(self.words, stops - self.first).reshape(shape)
         self.first, self.left, self.width = (each.reshape(shape) for each in (self.first, self.left, self.width))
 
 
@@ -96,11 +136,21 @@ def _intersect(detections: BoundaryTubes, tracks: BoundaryTubes, pairs: np.ndarr
     right = np.minimum(*((side.left + side.width)[rows, frames] for side, rows, frames in (d, g)))
     left = np.maximum(left_d, left_g)
     num_columns = np.where(counted, np.maximum(right - left, 0), 0)
+    begin_d, begin_g = (
+        side.first[rows, frames] + left - own_left
+        for (side, rows, frames), own_left in zip((d, g), (left_d, left_g), strict=True)
+    )
+    library = LOOPS.load(0)
+    if library is not None:
+        counts = np.empty(num_columns.shape, np.int64)
+        sizes = detections.words.shape[1], num_columns.size
+        call(library.count_common, detections.words, tracks.words, *sizes, begin_d, begin_g, num_columns, counts)
+        return counts.sum(1)
     inside = ranges(num_columns.ravel())
-    columns = []
-    for (side, rows, frames), own_left in zip((d, g), (left_d, left_g), strict=True):
-        begin = side.first[rows, frames] + left - own_left
-        columns.append(side.words[np.repeat(begin.ravel(), num_columns.ravel()) + inside])
+    columns = [
+        side.words[np.repeat(begin.ravel(), num_columns.ravel()) + inside]
+        for side, begin in ((detections, begin_d), (tracks, begin_g))
+    ]
     return _sum_bits(columns[0] & columns[1], num_columns.sum(1))
 
 

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_tube_ap import as_files, random_case
 
+import lbvq.evaluation.boundary
 import lbvq.evaluation.overlap
 import lbvq.masks.runs
 from lbvq.evaluation.tube_ap import TubeAP
@@ -37,6 +38,8 @@ def using(library):
     with pytest.MonkeyPatch.context() as patch:
         for module in (lbvq.masks.runs, lbvq.evaluation.overlap, mask_file):
             patch.setattr(module, "load_compiled", lambda num_bytes=0: library)
+        if library is None:
+            patch.setattr(lbvq.evaluation.boundary.LOOPS, "load", lambda work=None: None)
         yield
 
 

@@ -19,7 +19,7 @@ from lbvq.evaluation.boundary import BoundaryTubes, boundary_iou
 from lbvq.evaluation.overlap import TubeRuns
 from lbvq.evaluation.overlap import tube_iou as fast_tube_iou
 from lbvq.evaluation.tube_ap import TubeAP
-from lbvq.masks import rle
+from lbvq.masks import compiled, rle
 
 seeds = st.integers(0, 2**31 - 1)
 # Ranges in which small masks differ, so that areas matter.
@@ -48,9 +48,21 @@ def assert_same(a, b):
         np.testing.assert_array_equal(getattr(a, array), getattr(b, array))
 
 
+@pytest.fixture(scope="module", params=["numpy", "C"])
+def loops(request):
+    """What the inner loops are written in."""
+    with pytest.MonkeyPatch.context() as patch:
+        for source in (compiled.LOOPS, lbvq.evaluation.boundary.LOOPS):
+            if request.param == "numpy":
+                patch.setattr(source, "load", lambda work=None: None)
+            elif source.load() is None:
+                pytest.skip("needs a C compiler")
+        yield request.param
+
+
 @given(seeds)
 @settings(max_examples=20, deadline=None)
-def test_it_equals_the_plain_evaluation(seed):
+def test_it_equals_the_plain_evaluation(loops, seed):
     case = random_case(seed)
     result = compute(as_files(case, compressed), area_ranges=SMALL_RANGES)
     precision, recall = evaluate(case, area_ranges=list(SMALL_RANGES.values()))
@@ -60,7 +72,7 @@ def test_it_equals_the_plain_evaluation(seed):
 
 @given(seeds, st.sampled_from([None, 0.02]))
 @settings(max_examples=20, deadline=None)
-def test_objects_that_do_not_meet_change_nothing(seed, boundary_ratio):
+def test_objects_that_do_not_meet_change_nothing(loops, seed, boundary_ratio):
     """Most pairs share no column, many frames are empty or absent, and one class has no track."""
     case = sparse_case(seed)
     result = compute(as_files(case, compressed), boundary_ratio=boundary_ratio)
@@ -72,7 +84,7 @@ def test_objects_that_do_not_meet_change_nothing(seed, boundary_ratio):
 
 @given(seeds)
 @settings(max_examples=10, deadline=None)
-def test_with_boundaries_it_equals_the_plain_evaluation(seed):
+def test_with_boundaries_it_equals_the_plain_evaluation(loops, seed):
     case = random_case(seed)
     result = compute(as_files(case, compressed), boundary_ratio=0.1, area_ranges=SMALL_RANGES)
     precision, recall = evaluate(case, boundary_ratio=0.1, area_ranges=list(SMALL_RANGES.values()))
@@ -184,7 +196,7 @@ PAIRS = np.argwhere(np.ones((4, 4)))
 
 @given(seeds, st.integers(1, 4))
 @settings(max_examples=20, deadline=None)
-def test_overlap_is_symmetric_exact_and_1_with_itself(seed, tubes_at_once):
+def test_overlap_is_symmetric_exact_and_1_with_itself(loops, seed, tubes_at_once):
     dense, tubes = _tubes(seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lbvq.evaluation.overlap, "_TUBES_AT_ONCE", tubes_at_once)
@@ -198,7 +210,7 @@ def test_overlap_is_symmetric_exact_and_1_with_itself(seed, tubes_at_once):
 
 @given(seeds, st.floats(0, 1))
 @settings(max_examples=20, deadline=None)
-def test_leaving_out_small_overlaps_loses_none_of_the_others(seed, at_least):
+def test_leaving_out_small_overlaps_loses_none_of_the_others(loops, seed, at_least):
     _, tubes = _tubes(seed)
     _, iou = fast_tube_iou(tubes, tubes, PAIRS)
     kept, own = fast_tube_iou(tubes, tubes, PAIRS, at_least=at_least)
@@ -208,7 +220,7 @@ def test_leaving_out_small_overlaps_loses_none_of_the_others(seed, at_least):
 
 @given(seeds, st.floats(0.001, 0.2))
 @settings(max_examples=20, deadline=None)
-def test_boundary_overlap_equals_erosion_by_a_square(seed, ratio):
+def test_boundary_overlap_equals_erosion_by_a_square(loops, seed, ratio):
     dense, tubes = _tubes(seed)
     for tube in dense:  # fill, so that something is left after erosion
         for mask in tube:
