@@ -132,6 +132,10 @@ INLINE void sum_query(const Call *call, const Place *places, int64_t q, int64_t 
         sum_lanes(call, places, q, start, out, USUAL_DIM / LANES, LANES, is_bfloat16);
         return;
     }
+    if (call->dim == LANES) { /* of small networks */
+        sum_lanes(call, places, q, start, out, 1, LANES, is_bfloat16);
+        return;
+    }
     for (int64_t channel = 0; channel < call->dim; channel += LANES) {
         int64_t count = smaller(LANES, call->dim - channel);
         sum_lanes(call, places, q, start + channel, out + channel, 1, count, is_bfloat16);
@@ -203,6 +207,8 @@ FOR_EVERY_CPU void spread_head(const Call *call, int64_t task) {
             const float *grad = call->grad + ((image * call->queries + place) * call->heads + head) * call->dim;
             if (call->dim == USUAL_DIM)
                 spread_query(call, places, q, start, grad, x_row + place, row + place, USUAL_DIM);
+            else if (call->dim == LANES)
+                spread_query(call, places, q, start, grad, x_row + place, row + place, LANES);
             else spread_query(call, places, q, start, grad, x_row + place, row + place, call->dim);
         }
     }
