@@ -106,6 +106,7 @@ OPTIONAL: dict[str, str | None] = {
     "gdown": "gdown",
     "supervision": "supervision",
     "onnx": "onnx",
+    "onnx-ir": "onnx_ir",
     "onnxruntime": "onnxruntime",
     "onnxscript": "onnxscript",
     "openvino": "openvino",

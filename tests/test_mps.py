@@ -33,6 +33,7 @@ from mask2former.transfer import most_precise
 FALLBACK = {  # of PyTorch 2.6, and what for; 2.15 has all of them
     "aten::grid_sampler_2d_backward": "deformable attention and points of masks, in training",
     "aten::native_group_norm_backward": "pixel decoder, in training",
+    "aten::index_copy_": "annotated masks at points, in training",
     "aten::_upsample_bicubic2d_aa": "position embeddings of plain ViTs, at other sizes",
     "aten::_upsample_bicubic2d_aa_backward": "the same, in training",
 }

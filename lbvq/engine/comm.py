@@ -7,6 +7,7 @@ on a laptop. Python objects travel over gloo, also when gradients travel over NC
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -57,11 +58,16 @@ def synchronize() -> None:
 
 _objects_over_gloo: Any = None  # a ProcessGroup
 
+# Seconds in which gloo's threads drop what they sent last, for which they need Python's lock: PyTorch 2.6 holds it
+# while it waits for the end of these threads, and so forever.
+LAST_WORK = 0.2
+
 
 def leave_group() -> None:
     """Leave the process group for good. All references go with it: threads that outlive it abort the process."""
     global _objects_over_gloo
     _objects_over_gloo = None
+    time.sleep(LAST_WORK)
     dist.destroy_process_group()
 
 

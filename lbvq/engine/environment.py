@@ -44,6 +44,7 @@ OPTIONAL = (  # of the extras; told where they are installed
     "trackeval",
     "supervision",
     "onnx",
+    "onnx-ir",
     "onnxruntime",
     "onnxscript",
     "openvino",

@@ -64,7 +64,13 @@ def _added_matrix_vector_flop(start: Sequence[int], matrix: Sequence[int], *othe
     return 2 * _product(matrix)
 
 
+def _attention_flop(queries: Sequence[int], keys: Sequence[int], values: Sequence[int], *others: Any, **s: Any) -> int:
+    """Queries (B, heads, L, E), keys (B, heads, S, E), values (B, heads, S, V)."""
+    return 2 * _product(queries[:-1]) * keys[-2] * (queries[-1] + values[-1])
+
+
 _OTHER_PRODUCTS: dict[str, Callable[..., int]] = {
+    "_scaled_dot_product_flash_attention_for_cpu": _attention_flop,  # later than PyTorch 2.6 torch has it, too
     "mv": _matrix_vector_flop,
     "dot": _matrix_vector_flop,
     "addmv": _added_matrix_vector_flop,

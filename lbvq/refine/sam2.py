@@ -176,7 +176,8 @@ def build_sam2_refiner(
         return model_class.from_pretrained(source, dtype=dtype).to(device).eval()
 
     try:
-        image_processor = transformers.Sam2ImageProcessor.from_pretrained(source)
+        processor_class = getattr(transformers, "Sam2ImageProcessor", None) or transformers.Sam2ImageProcessorFast
+        image_processor = processor_class.from_pretrained(source)  # "Fast" was in its name before version 5
         refiner = Sam2Refiner(load(transformers.Sam2Model), image_processor, **options)
         if not video:
             return refiner

@@ -8,6 +8,7 @@ import importlib.util
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -307,6 +308,14 @@ def test_a_package_that_writes_graphs_is_named_with_its_extra(minvis, package, e
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == package else original(name, *a))
     with pytest.raises(ImportError, match=rf'written by {package}: pip install "lbvq\[{extra}\]"'):
         export_model(minvis[0], tmp_path / "new", format=extra.rpartition(",")[2])
+
+
+@pytest.mark.parametrize("error", [torch.onnx.OnnxExporterError("no mean\nand more"), ModuleNotFoundError("no mean")])
+def test_packages_that_do_not_fit_each_other_are_named_with_their_versions(minvis, error, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.onnx, "export", Mock(side_effect=error))
+    with pytest.raises(ValueError, match=r"torch \d\S+, onnxscript \d\S+, onnx-ir \d.* It said: no mean$"):
+        export_model(minvis[0], tmp_path / "new", format="onnx")
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_export_replaces_nothing(minvis):

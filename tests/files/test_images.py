@@ -25,7 +25,10 @@ def png_header(width: int, height: int) -> bytes:
 def test_sixteen_bits_keep_their_upper_half_for_training_and_demo(tmp_path, suffix):
     values = np.array([[0, 255, 256, 40000, 65535]], np.uint16)
     path = tmp_path / f"deep{suffix}"
-    Image.fromarray(values).save(path)
+    if suffix == ".pgm":  # which Pillow before 11.1 does not write with 16 bits
+        path.write_bytes(b"P5 5 1 65535\n" + values.astype(">u2").tobytes())
+    else:
+        Image.fromarray(values).save(path)
     want = np.repeat(np.array([[0, 0, 1, 156, 255]], np.uint8)[:, :, None], 3, axis=2)
     assert np.array_equal(read_for_training(str(path)), want)
     assert np.array_equal(read_video(path)[0], want)

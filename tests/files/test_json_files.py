@@ -58,7 +58,7 @@ DAMAGED = {
     "nested_objects.json": (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested too deeply"),
     "nan.json": (b'{"a": NaN}', "the word NaN is not JSON; write a number or null"),
     "infinite.json": (b'{"a": [-Infinity]}', "the word -Infinity is not JSON"),
-    "digits.json": (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON: .*4300 digits"),
+    "digits.json": (b'{"a": ' + b"9" * 5000 + b"}", r"not valid JSON: .*\(4300"),
     "latin1.json": ('{"a": "é"}'.encode("latin1"), "not valid JSON: 'utf-8' codec can't decode"),
     "half_utf16.json": ('{"a": 1}'.encode("utf-16")[:-1], "not valid JSON: 'utf-16-le' codec can't decode"),
     "damaged.json.gz": (b"\x1f\x8b\x08\0" + b"\0" * 20, "the archive cannot be read"),

@@ -75,11 +75,13 @@ def small_sam2() -> tuple[nn.Module, nn.Module, object, object]:
         "prompt_encoder_config": Sam2PromptEncoderConfig(image_size=side),
         "mask_decoder_config": Sam2MaskDecoderConfig(mlp_dim=64),
     }
+    video_parts = {name: part.to_dict() for name, part in parts.items()}  # version 4 takes no objects
     video_config = hf.Sam2VideoConfig(
-        **parts, memory_attention_num_layers=1, memory_attention_rope_feat_sizes=[side // 16] * 2
+        **video_parts, image_size=side, memory_attention_num_layers=1, memory_attention_rope_feat_sizes=[side // 16] * 2
     )
     size = {"height": side, "width": side}
-    image_processor = hf.Sam2ImageProcessor(size=size)
+    image_processor = getattr(hf, "Sam2ImageProcessor", None) or hf.Sam2ImageProcessorFast  # its name in version 4
+    image_processor = image_processor(size=size)
     video_processor = hf.Sam2VideoProcessor(
         image_processor=image_processor, video_processor=hf.Sam2VideoVideoProcessor(size=size), target_size=side
     )

@@ -21,6 +21,10 @@ from lbvq.modeling import postprocess
 from lbvq.modeling.ovformer import tracks as ovformer_tracks
 from lbvq.modeling.postprocess import MaskStream
 
+further_away = pytest.mark.xfail(
+    torch.__version__ < (2, 7), reason="with PyTorch 2.6 fewer numbers are within 1e-4 of the recording"
+)
+
 
 def load(name: str) -> dict[str, torch.Tensor]:
     with np.load(GOLDEN / f"{name}.npz") as file:
@@ -104,6 +108,7 @@ def frame_run(tmp_path_factory):
     return found
 
 
+@further_away
 def test_frames_embeddings_logits_and_links(frame_run):
     want = load("ovformer_r50_frame")
     tracks = frame_run["tracks"][0][0][0]
@@ -121,6 +126,7 @@ def test_frames_embeddings_logits_and_links(frame_run):
     nearly_all_close(mean_objects, want["pred_obj_logits_video"])
 
 
+@further_away
 def test_frames_scores_labels_and_erased_masks(frame_run):
     want = load("ovformer_r50_frame")
     output = frame_run["output"]
@@ -159,6 +165,7 @@ def overlap(entry: dict, other: dict) -> float:
 CLIP_NAMES = [f"datasets/LVVIS/val/JPEGImages/00000/{t:05d}.jpg" for t in range(12)]
 
 
+@further_away
 def test_clips(tmp_path, monkeypatch):
     want = load("ovformer_r50_clip")
     model = golden_model(CLIP, tmp_path, CLIP_NAMES)

@@ -5,6 +5,7 @@ PyTorch's exporter on `torch.export` (`dynamo=True`) reads the program; the olde
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import logging
 import warnings
@@ -61,9 +62,10 @@ def write_onnx(graph: Graph, path: Path, *, any_size: bool) -> None:
     with torch.no_grad(), _exportable(graph.module), _quiet():
         outputs = list(graph.module(*examples))
         program = torch.export.export(graph.module, examples, dynamic_shapes=_shapes(graph, any_size), strict=False)
-        written = torch.onnx.export(
-            program, input_names=names, output_names=outputs, opset_version=OPSET, dynamo=True, verbose=False
-        )
+        with _fitting_packages():
+            written = torch.onnx.export(
+                program, input_names=names, output_names=outputs, opset_version=OPSET, dynamo=True, verbose=False
+            )
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in graph.module.state_dict().values())
     assert written is not None  # without a path it returns the program
     written.save(str(path), external_data=num_bytes > LARGE_GRAPH)
@@ -94,6 +96,19 @@ def _exportable(module: nn.Module) -> Iterator[None]:
     finally:
         for attention, kernel in zip(attentions, kernels, strict=True):
             attention.kernel = kernel
+
+
+@contextmanager
+def _fitting_packages() -> Iterator[None]:
+    """Say so where the exporter fails: onnxscript, which has its operators, knows some releases of PyTorch only."""
+    try:
+        yield
+    except (torch.onnx.OnnxExporterError, ModuleNotFoundError) as error:
+        have = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "onnxscript", "onnx-ir"))
+        raise ValueError(
+            f"PyTorch's exporter failed with {have}, which may not fit each other: pip install -U torch onnxscript "
+            f"onnx-ir, or see docs/export.md. It said: {str(error).strip().splitlines()[0]}"
+        ) from error
 
 
 @contextmanager
