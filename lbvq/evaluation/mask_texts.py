@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,7 +48,15 @@ def read_masks(entry: Any, file: MaskFile, video: Video, where: str, *, polygons
 
 def _check_sizes(sizes: set[bytes], video: Video, where: str) -> None:
     for text in sizes:
-        _check_video_size(parse_size(text), video, where)
+        if video.size is None or not _is_size(text, video.size):
+            _check_video_size(parse_size(text), video, where)
+
+
+@lru_cache
+def _is_size(text: bytes, size: tuple[int, int]) -> bool:
+    """Whether a text is a size that was checked before."""
+    found = parse_size(text)
+    return found == size and all(type(side) is int for side in found)
 
 
 def _check_video_size(size: Any, video: Video, where: str) -> None:

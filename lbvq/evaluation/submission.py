@@ -233,9 +233,9 @@ def _form_fault(detection: Detection, entry: Mapping[str, object], video: Video,
     texts = detection.masks
     if video.length is not None and len(texts) != video.length:
         return f"expected {video.length} segmentations, one per frame, got {len(texts)}"
-    listed = [frame for frame, text in enumerate(texts) if text is not None and text[:1] == b"["]
-    if listed:
-        return f"frame {listed[0]}: counts are a list; servers want the compressed string"
+    if max(filter(None, texts), default=b"") >= b"[":  # a quotation mark comes before it
+        listed = next(frame for frame, text in enumerate(texts) if text is not None and text[:1] == b"[")
+        return f"frame {listed}: counts are a list; servers want the compressed string"
     if not rules.null_frames and None in texts and not {"height", "width"} <= set(entry):
         return f"frame {texts.index(None)} is null; this server wants an encoded empty mask there"
     return None
