@@ -100,7 +100,8 @@ def canonical_counts(masks: Sequence[Any], size: tuple[int, int], where: Callabl
             some = texts[start:stop]
             rewritten = _not_canonical(some, size)
             if rewritten is None:
-                some = list(map(_with_plain_escapes, some))
+                if not _has_plain_escapes(b"".join(some)):
+                    some = [text if _has_plain_escapes(text) else _with_plain_escapes(text) for text in some]
                 rewritten = _find_not_canonical(some, size)
             # There is nothing but digits between the quotation marks.
             counts += b"".join(some)[1:-1].replace(b"\\\\", b"\\").decode().split('""')
@@ -127,10 +128,13 @@ def _quoted(mask: Any, size: list[int], where: Callable[[int], str], index: int)
     return b'"%s"' % raw.replace(b"\\", b"\\\\")
 
 
+def _has_plain_escapes(text: bytes) -> bool:
+    """Whether nothing but the backslash is escaped."""
+    return b"\\" not in text.replace(b"\\\\", b"")
+
+
 def _with_plain_escapes(text: bytes) -> bytes:
-    """The text of a string in which nothing but the backslash is escaped."""
-    if b"\\" not in text.replace(b"\\\\", b""):
-        return text
+    """The same string in that form."""
     return b'"%s"' % json.loads(text).encode("ascii").replace(b"\\", b"\\\\")
 
 
