@@ -79,6 +79,7 @@ def decode_masks(
 def check_masks(texts: Sequence[bytes], size_hw: tuple[int, int], where: Callable[[int], str]) -> None:
     """Check F masks of one size as `decode_masks` does, which takes longer; ValueError says which is broken."""
     if _not_canonical(texts, size_hw) is None:
+        keep_freed_memory()
         sizes = np.broadcast_to(np.array(size_hw, np.int64), (len(texts), 2))
         decode_masks(texts, sizes, np.zeros(len(texts), np.int64), where)
 
@@ -160,6 +161,7 @@ def _not_canonical(texts: Sequence[bytes], size: tuple[int, int]) -> np.ndarray 
 
 def _find_not_canonical(texts: Sequence[bytes], size: tuple[int, int]) -> np.ndarray:
     """The same in numpy; ValueError if one is broken."""
+    keep_freed_memory()
     sizes = np.broadcast_to(np.array(size, np.int64), (len(texts), 2))
     runs = decode_masks(texts, sizes, np.zeros(len(texts), np.int64), str)
     first, last = runs.first[:-1], runs.first[1:] - 1

@@ -251,6 +251,8 @@ def test_masks_are_taken_out_of_a_text(library):
         *([b'"123"'] * 3, [b"[2, 3]", b"[2, 3]", b"[2, 4]"]),
     )
     assert split(library, text, mask_file._COUNTS_FIRST) == (b"", text, [], [])
+    inside = b'{"size": [2, 3], "counts": "x' + MASK  # what looks like a mask ends in the middle of one
+    assert split(library, inside, mask_file._SIZE_FIRST)[2] == [b'"123"']
     assert split(library, b"[" + OTHER + b"]", mask_file._COUNTS_FIRST) == (b"[NaN", b"]", [b"[1,5]"], [b"[2, 3]"])
 
 
