@@ -1,6 +1,8 @@
 """`--help` of every command answers without importing the network: its arguments are read first."""
 
 import os
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,9 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-from lbvq.__main__ import COMMANDS
+from lbvq.__main__ import COMMANDS, main
+
+BLOCKS = runpy.run_path(str(Path(__file__).with_name("test_code_blocks.py")))
 
 # Runs a script as Python does, and at the end says on the standard error whether torch was imported.
 WATCH = """
@@ -38,6 +42,29 @@ def test_help_imports_no_torch(case):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path.home(), check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: ") and done.stderr.split()[-1] == "False"
+
+
+FRONT_DOOR = "predict stream train eval convert doctor split export compare app download list info".split()
+
+
+def examples_of(name: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Commands that `lbvq NAME --help` shows."""
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    lines = re.findall(r"^  (\S.*)$", capsys.readouterr().out.partition("\nexamples:\n")[2], re.MULTILINE)
+    return [re.split(r"  +", line)[0] for line in lines]  # what a command does stands behind it
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_two_examples_that_the_command_takes(name, capsys):
+    examples = [command for command in examples_of(name, capsys) if re.search(rf"\blbvq {name} ?", command)]
+    assert len(examples) >= 2
+    for command in examples:
+        BLOCKS["check"](command.partition(" > ")[0])
+
+
+def test_the_front_door_has_every_command():
+    assert set(FRONT_DOOR) <= set(COMMANDS)
 
 
 def test_the_watch_notices_torch(tmp_path):

@@ -21,6 +21,10 @@ DOCUMENTS = [
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_readme_stays_short():
+    assert len(TEXT.splitlines()) < 250
+
+
 def test_the_model_table_holds_the_published_scores_of_the_zoo():
     told = {}
     for name, *scores in re.findall(r"^\| `(\w+)` \| ([\d.]*) \| ([\d.]*) \| ([\d.]*) \|$", TEXT, re.MULTILINE):
