@@ -16,6 +16,7 @@ where the compiler takes that.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -80,7 +81,7 @@ class CSource:
             self._tried = effort
             try:
                 self._library = self._open(compile)
-            except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
+            except OSError as error:
                 self._complaint = str(error)
                 logger.log(logging.INFO if compile else logging.DEBUG, "%s: not in C, %s", self.name, error)
         return self._library
@@ -172,7 +173,8 @@ def _c_library() -> str:
 
 def _folders() -> Iterator[Path]:
     """Where libraries may lie, the best place first."""
-    yield cache_folder() / "compiled"
+    with contextlib.suppress(RuntimeError):  # there is no home folder
+        yield cache_folder() / "compiled"
     import tempfile  # as a rule nobody asks for more
 
     yield Path(tempfile.gettempdir()) / f"lbvq-{os.getuid()}"

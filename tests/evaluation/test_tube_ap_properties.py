@@ -236,6 +236,14 @@ def test_boundary_overlap_equals_erosion_by_a_square(loops, seed, ratio):
     np.testing.assert_array_equal(iou.reshape(4, 4), [[tube_iou(a, b) for b in edges] for a in edges])
 
 
+def test_there_is_no_boundary_where_a_file_cuts_a_run(loops):
+    """A picture of 20 x 9 pixels, all of them foreground, has 18 x 7 inner ones; the run is cut inside a column."""
+    tubes = TubeRuns(
+        [[b"[0, 180]"], [b"[0, 90, 0, 90]"], [b"[0, 90, 0, 0, 0, 90, 0]"]], (20, 9), lambda *where: str(where)
+    )
+    assert BoundaryTubes(tubes, np.arange(3), 0.02).areas.tolist() == [[54]] * 3
+
+
 @pytest.mark.parametrize("use_categories", [True, False])
 def test_without_categories_every_prediction_may_match_every_track(use_categories):
     ground_truth, results = as_files(random_case(3, num_videos=6), compressed)

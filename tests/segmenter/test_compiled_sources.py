@@ -74,13 +74,15 @@ def test_another_source_other_flags_and_another_compiler_make_another_file(sourc
     assert len(files_in(cache_folder())) == 4
 
 
+OTHER_PROCESS = (
+    "import sys; from pathlib import Path; from mask2former.compiled import CSource;"
+    "sys.stdin.read(1); print(CSource('answer', Path(sys.argv[1])).load().answer())"
+)
+
+
 @needs_compiler
 def test_processes_may_compile_at_the_same_time(source):
-    script = (
-        "import sys; from pathlib import Path; from mask2former.compiled import CSource;"
-        "sys.stdin.read(1); print(CSource('answer', Path(sys.argv[1])).load().answer())"
-    )
-    command = [sys.executable, "-c", script, str(source)]
+    command = [sys.executable, "-c", OTHER_PROCESS, str(source)]
     running = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     for process in running:  # they wait for each other, so that all find an empty folder
         process.stdin.write("\n")
@@ -139,6 +141,28 @@ def test_a_cache_that_cannot_be_written_is_replaced_by_a_temporary_folder(source
     shutil.rmtree(folder)
     folder.write_text("another one")
     assert "lbvq-" in CSource("answer", source).describe()
+
+
+@needs_compiler
+def test_whoever_has_no_home_folder_uses_a_temporary_one(source, tmp_path, monkeypatch):
+    def fail():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", fail)
+    assert CSource("answer", source).load().answer() == 42
+    assert len(files_in(tmp_path / "temporary")) == 1
+
+
+@needs_compiler
+def test_nothing_is_left_where_a_library_cannot_be_put(source, tmp_path):
+    subprocess.run([sys.executable, "-c", OTHER_PROCESS, str(source)], input=b"\n", check=True)
+    (path,) = (cache_folder() / "compiled").iterdir()
+    path.unlink()
+    path.mkdir(mode=0o700)  # what has its name cannot be replaced
+    assert CSource("answer", source).load().answer() == 42
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    assert len(files_in(tmp_path / "temporary")) == 1
 
 
 @needs_compiler
