@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lbvq.engine import comm
+from lbvq.files.json_files import PACKING
 from lbvq.files.writing import atomic_path, claim_part, release_part
 
 logger = logging.getLogger(__name__)
@@ -82,5 +83,8 @@ def _join(parts: list[Path], path: Path) -> None:
 
 def _pack(path: Path) -> None:
     """Write a .zip beside the file that holds it under its own name, as submission servers want it."""
-    with atomic_path(path.with_suffix(".zip")) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+    with (
+        atomic_path(path.with_suffix(".zip")) as part,
+        zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=PACKING) as archive,
+    ):
         archive.write(path, path.name)

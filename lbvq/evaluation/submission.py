@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from lbvq.evaluation.annotations import Detection, GroundTruth, Video, read_detection
-from lbvq.files.json_files import json_members, open_json
+from lbvq.files.json_files import PACKING, json_members, open_json
 from lbvq.files.mask_file import MaskFile, read_mask_file
 from lbvq.files.writing import atomic_path
 from lbvq.masks.runs import check_masks
 
 ARCHIVE_MEMBER = "results.json"
 _MASKS_AT_ONCE = 2048  # decoded together
-_PACKING = 1  # level of deflate: four times as fast as the usual 6, for masks a quarter larger
 _COUNTED = 100  # predictions of one video (or image) and class that the published metrics look at
 
 
@@ -290,7 +289,7 @@ def pack(results: str | Path, archive: str | Path) -> int:
     with (
         open_json(results) as source,
         atomic_path(archive) as part,
-        zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=_PACKING) as target,
+        zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=PACKING) as target,
         target.open(ARCHIVE_MEMBER, "w", force_zip64=True) as stream,
     ):
         shutil.copyfileobj(source, stream, 1 << 20)
