@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .attention import attend
-from .linear import Linear, compact, convolve, pointwise_conv
+from .linear import Linear, convolve, feed_forward, pointwise_conv
 
 
 class Conv2d(nn.Conv2d):
@@ -440,8 +440,7 @@ class FFNLayer(_ResidualLayer):
 
     def forward(self, tgt: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        hidden = self.dropout(self.linear1(compact(self._before(tgt)), relu=True))
-        return self._after(tgt, self.linear2(hidden))
+        return self._after(tgt, feed_forward(self._before(tgt), self.linear1, self.linear2, self.dropout))
 
 
 def _add_position(x: Tensor, position: Tensor | None) -> Tensor:

@@ -1,23 +1,28 @@
-"""Linear maps that use the faster of PyTorch's two CPU libraries at inference.
+"""Linear maps that use the faster of PyTorch's two CPU libraries, above all at inference.
 
 PyTorch sends float32 products on the CPU to MKL, which runs at less than half of the possible speed on CPUs that are
 not Intel's. oneDNN, also part of PyTorch, is fast on all of them (240 against 105 GFLOP/s on one AMD Zen 5 core) and
-can apply the ReLU on the way. It has no gradients here, so training keeps the ordinary path. Both are float32; only
-the order of the sums differs. Inside `bfloat16.Bfloat16Products.active()` linear maps and convolutions multiply in
-bfloat16 and give back the type they were given; the logits of masks stay in float32.
+can apply the ReLU on the way. It has no gradients here, so training keeps the ordinary path but for convolutions and
+large feed-forward networks. Both are float32; only the order of the sums differs. Inside
+`bfloat16.Bfloat16Products.active()` linear maps and convolutions multiply in bfloat16 and give back the type they were
+given; the logits of masks stay in float32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .bfloat16 import active_products
 
 MIN_ROWS = 32  # with fewer rows the ordinary path has less overhead
+MIN_HIDDEN = 2**20  # numbers in the hidden layer of a feed-forward network, from which it is trained in parts
+ROWS_AT_ONCE = 512  # of it in the backward pass, so that caches hold what is between two products
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False, gelu: bool = False) -> Tensor:
@@ -66,12 +71,48 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias, relu=relu)
 
 
+def feed_forward(x: Tensor, first: Linear, second: Linear, dropout: nn.Dropout) -> Tensor:
+    """Two linear maps with ReLU and dropout between them: x (..., C) -> (..., C_out)."""
+    given = (x, first.weight, first.bias, second.weight, second.bias)
+    is_large = x.numel() // x.shape[-1] * first.out_features >= MIN_HIDDEN
+    if is_large and not (dropout.training and dropout.p > 0) and _can_train_with_onednn(*given):
+        return _FeedForward.apply(*given)
+    return second(dropout(first(compact(x), relu=True)))
+
+
+class _FeedForward(torch.autograd.Function):
+    """`feed_forward` whose gradients are made a few rows at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, last_weight: Tensor, last_bias: Tensor) -> Tensor:
+        hidden = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu", [], "")
+        ctx.save_for_backward(x, weight, last_weight, hidden)
+        return _exact_product(hidden, last_weight, last_bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        x, weight, last_weight, hidden = ctx.saved_tensors
+        grads = [torch.empty_like(x), *map(torch.zeros_like, (weight, weight[:, 0], last_weight))]
+        grad_x, grad_weight, grad_bias, grad_last = grads
+        rows = [each.flatten(0, -2).split(ROWS_AT_ONCE) for each in (grad_x, x, hidden, grad)]
+        for few_grad_x, few_x, few_hidden, few_grad in zip(*rows, strict=True):
+            grad_last.addmm_(few_grad.T, few_hidden)
+            inner = torch.ops.aten.threshold_backward(_exact_product(few_grad, last_weight.T), few_hidden, 0)
+            grad_weight.addmm_(inner.T, few_x)
+            grad_bias += inner.sum(0)
+            few_grad_x.copy_(_exact_product(inner, weight.T))
+        return grad_x, grad_weight, grad_bias, grad_last, grad.flatten(0, -2).sum(0)
+
+
 def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: tuple[int, int] = (1, 1)) -> Tensor:
     """Convolve 1 x 1: x (B, C_in, H, W) with weight (C_out, C_in, 1, 1) and bias (C_out,).
 
     Returns:
         (B, C_out, H / stride, W / stride), rounded up.
     """
+    if _can_train_with_onednn(x, weight, bias):  # which PyTorch does on its own with several threads only
+        return torch.ops.aten.mkldnn_convolution(x, weight, bias, (0, 0), stride, (1, 1), 1)
     if not _can_use_onednn(x, weight, bias):
         return F.conv2d(x, weight, bias, stride)
     x_rounded, weight, bias = _rounded(x[:, :, :: stride[0], :: stride[1]], weight, bias)
@@ -141,6 +182,21 @@ def _onednn_is_free() -> bool:
     return bool(torch.backends.mkldnn.enabled) and not torch.is_autocast_enabled("cpu")
 
 
+def _can_train_with_onednn(*given: Tensor | None) -> bool:
+    """Only for plain float32 tensors on the CPU of which some want a gradient."""
+    tensors = [tensor for tensor in given if tensor is not None]
+    return (
+        torch.is_grad_enabled()
+        and _onednn_is_free()
+        and any(tensor.requires_grad for tensor in tensors)
+        and all(_is_plain(tensor, (torch.float32,)) and tensor.numel() > 0 for tensor in tensors)
+    )
+
+
+def _is_plain(tensor: Tensor, types: Sequence[torch.dtype]) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype in types and type(tensor) in (Tensor, nn.Parameter)
+
+
 def _can_use_onednn(x: Tensor, *others: Tensor | None) -> bool:
     """Only for plain CPU tensors without gradients, float32 or, inside `Bfloat16Products.active()`, also bfloat16."""
     if not _onednn_is_free():
@@ -151,7 +207,4 @@ def _can_use_onednn(x: Tensor, *others: Tensor | None) -> bool:
         return False
     needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
     types = (torch.float32,) if active_products() is None else (torch.float32, torch.bfloat16)
-    return not needs_grad and all(
-        tensor.device.type == "cpu" and tensor.dtype in types and type(tensor) in (Tensor, nn.Parameter)
-        for tensor in given
-    )
+    return not needs_grad and all(_is_plain(tensor, types) for tensor in given)

@@ -148,10 +148,14 @@ def draw_points(
 
 
 @torch.no_grad()
-def choose_points(logits: Tensor, draws: Draws, num_points: int) -> Tensor:
-    """The candidates at which the logits (n, 1, h, w) are closest to 0, and what was drawn anywhere: (n, P, 2)."""
+def choose_points(logits: Tensor, draws: Draws, num_points: int, in_order: bool = False) -> Tensor:
+    """The candidates at which the logits (n, 1, h, w) are closest to 0, and what was drawn anywhere: (n, P, 2).
+
+    Args:
+        in_order: the closest first, which takes twice as long.
+    """
     uncertainty = -point_sample(logits, draws.candidates)[:, 0].abs()  # (n, P * ratio)
-    chosen = uncertainty.topk(num_points - draws.anywhere.shape[1], dim=1).indices
+    chosen = uncertainty.topk(num_points - draws.anywhere.shape[1], dim=1, sorted=in_order).indices
     points = draws.candidates.gather(1, chosen[:, :, None].expand(-1, -1, 2))
     return torch.cat((points, draws.anywhere), dim=1)
 
@@ -169,10 +173,10 @@ def uncertain_points(
             are drawn anywhere.
 
     Returns:
-        (N, P, 2), the important ones first.
+        (N, P, 2), the most important ones first.
     """
     draws = draw_points(len(logits), num_points, oversample_ratio, importance_sample_ratio, logits.device)
-    return choose_points(logits, draws, num_points)
+    return choose_points(logits, draws, num_points, in_order=True)
 
 
 def _sample(maps: Tensor, grid: Tensor) -> Tensor:

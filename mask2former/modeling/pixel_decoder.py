@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import Conv2d, PositionEmbeddingSine, ShapeCache, c2_xavier_fill, get_norm, xavier_fill
-from ..linear import Linear, compact
+from ..linear import Linear, compact, feed_forward
 from ..registry import SEM_SEG_HEADS_REGISTRY
 from ..resize import resize_bilinear, size_of
 from ..structures import ShapeSpec, known_shapes
@@ -47,8 +47,7 @@ class DeformableEncoderLayer(nn.Module):
         """tokens (B, S, C), position (1 or B, S, C), reference_points (1, S, L, 2) -> (B, S, C)."""
         update = self.self_attn(tokens + position, reference_points, tokens, sizes)
         tokens = self.norm1(tokens + self.dropout(update))
-        hidden = self.dropout(self.linear1(compact(tokens), relu=True))
-        return self.norm2(tokens + self.dropout(self.linear2(hidden)))
+        return self.norm2(tokens + self.dropout(feed_forward(tokens, self.linear1, self.linear2, self.dropout)))
 
 
 class DeformableEncoder(nn.Module):

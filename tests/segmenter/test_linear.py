@@ -9,7 +9,7 @@ from torch import nn
 
 from mask2former import linear as module
 from mask2former.layers import Conv2d
-from mask2former.linear import Linear, linear, linear_transposed, mask_logits, pointwise_conv
+from mask2former.linear import Linear, feed_forward, linear, linear_transposed, mask_logits, pointwise_conv
 from mask2former.resize import resize_bilinear
 
 SHAPES = [(100, 16), (3, 50, 16), (2, 16), (0, 16), (16,)]
@@ -112,3 +112,59 @@ def test_resizing_has_gradients():
     x = torch.randn(1, 8, 35, 45).contiguous(memory_format=torch.channels_last).requires_grad_()
     resize_bilinear(x, (70, 90)).sum().backward()
     assert x.grad.sum().item() == pytest.approx(8 * 70 * 90, rel=1e-4)
+
+
+# ---- training
+
+
+def results_of(function, *inputs):
+    """What a function returns, and its gradients with respect to the inputs that want one."""
+    out = function(*inputs)
+    weights = torch.arange(out.numel(), dtype=out.dtype).view_as(out).cos()
+    wanted = [each for each in inputs if each.requires_grad]
+    return out, *torch.autograd.grad((out * weights).sum(), wanted)
+
+
+@pytest.mark.parametrize("shape", [(2, 10, 8), (20, 8), (1, 8)])
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_a_feed_forward_network_trained_in_parts_has_the_gradients_of_the_ordinary_one(shape, is_frozen, monkeypatch):
+    torch.manual_seed(0)
+    first, second, dropout = Linear(8, 12), Linear(12, 5), nn.Dropout(0.0)
+    first.requires_grad_(not is_frozen)
+    parameters = [*first.parameters(), *second.parameters()]
+    x = torch.randn(shape).requires_grad_()
+    want = results_of(lambda x, *_: F.linear(F.relu(F.linear(x, *parameters[:2])), *parameters[2:]), x, *parameters)
+    for at_once in (7, 512):
+        monkeypatch.setattr(module, "ROWS_AT_ONCE", at_once)
+        monkeypatch.setattr(module, "MIN_HIDDEN", 1)
+        got = results_of(lambda x, *_: feed_forward(x, first, second, dropout), x, *parameters)
+        assert "FeedForward" in type(got[0].grad_fn).__name__
+        close(got, want)
+
+
+def test_a_feed_forward_network_takes_the_ordinary_path_where_parts_do_not_belong(monkeypatch):
+    x, first, second = torch.randn(40, 8), Linear(8, 12), Linear(12, 5)
+    in_parts = lambda *given: "FeedForward" in type(feed_forward(*given).grad_fn).__name__  # noqa: E731
+    assert not in_parts(x, first, second, nn.Dropout(0.0))  # too small
+    monkeypatch.setattr(module, "MIN_HIDDEN", 40 * 12)
+    assert in_parts(x, first, second, nn.Dropout(0.0))
+    assert in_parts(x, first, second, nn.Dropout(0.5).eval())
+    assert not in_parts(x, first, second, nn.Dropout(0.5))
+    with torch.no_grad():
+        assert not in_parts(x, first, second, nn.Dropout(0.0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not in_parts(x, first, second, nn.Dropout(0.0))
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_pointwise_convolution_in_training_is_the_ordinary_one(stride, layout, has_bias):
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 5, 7).to(memory_format=layout).requires_grad_()
+    given = [x, torch.randn(4, 6, 1, 1).to(memory_format=layout).requires_grad_()]
+    given += [torch.randn(4).requires_grad_()] if has_bias else []
+    bias = lambda rest: rest[0] if rest else None  # noqa: E731
+    got = results_of(lambda x, weight, *rest: pointwise_conv(x, weight, bias(rest), stride), *given)
+    close(got, results_of(lambda x, weight, *rest: F.conv2d(x, weight, bias(rest), stride), *given))
+    assert "Mkldnn" in type(got[0].grad_fn).__name__

@@ -40,7 +40,6 @@ import lbvq.modeling.clips.segmenter as clip_segmenter
 import lbvq.modeling.lbvq as lbvq_module
 import mask2former.layers as layers
 import mask2former.linear as linear
-import mask2former.modeling.folding as folding
 from lbvq.data import build_train_loader
 from lbvq.data.synthetic import SyntheticSettings, write_dataset
 from lbvq.engine.activation_checkpointing import enable_activation_checkpointing
@@ -242,7 +241,6 @@ def published_arithmetic(model: Any) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         change = lambda owner, name, new: stack.enter_context(patch.object(owner, name, new))  # noqa: E731
         change(linear, "_HAS_ONEDNN", False)
-        change(folding, "_can_fold", lambda conv, norm: False)
         change(layers, "attend", attend_with_weights)
         change(predictor, "forward", partial(decode_with_full_masks, predictor))
         change(criterion, "forward", partial(frame_losses, criterion))
