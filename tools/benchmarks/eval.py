@@ -11,7 +11,7 @@ today's numpy). `submission` is `check_submission --zip`, `results` is `VideoPre
 50 videos, as if they were one; both beside `json.load` of the same file. Every run is a process of its own, from its
 start to its end, with all its threads and children; ours and the other take turns, and the best of each counts. Memory
 is what is added to the imported program at its peak, as a share of the size of the files that are read. The inner loops
-are those in C where there is a compiler, else, or with LBVQ_COMPILE=0, those in numpy; the first line says which.
+are those in C where there is a compiler, else, or with LBVQ_COMPILE=0, those in numpy; the first lines say which.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from lbvq.evaluation import boundary
 from lbvq.masks.compiled import LOOPS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,7 +120,8 @@ def run(args: argparse.Namespace) -> None:
     published = {"mask": args.published, "boundary": args.published_boundary}
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)).resolve()
-        print(f"{LOOPS.name}: {LOOPS.describe()}")
+        for loops in (LOOPS, boundary.LOOPS):
+            print(f"{loops.name}: {loops.describe()}")
         print(
             f"{'case':7s}{'task':12s}{'ours':>8s}{'other':>8s}{'other/ours':>12s}{'files MB':>10s}{'memory':>9s}  other"
         )
