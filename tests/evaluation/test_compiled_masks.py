@@ -22,14 +22,16 @@ from lbvq.evaluation.tube_ap import TubeAP
 from lbvq.files import mask_file
 from lbvq.masks import compiled, rle
 from lbvq.masks.runs import FrameRuns, canonical_counts, decode_masks
-from mask2former.compiled import COMPILERS, CSource
+from mask2former.compiled import COMPILERS, SWITCH, CSource
 
 
 @pytest.fixture(scope="module", params=[(), ("-DNO_VECTORS",)], ids=["vectors", "plain"])
 def library(request):
     if not any(map(shutil.which, COMPILERS)):
         pytest.skip("needs a C compiler")
-    return compiled.Library(CSource("loops", compiled.SOURCE, (*compiled.FLAGS, *request.param)).load())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(SWITCH, raising=False)
+        return compiled.Library(CSource("loops", compiled.SOURCE, (*compiled.FLAGS, *request.param)).load())
 
 
 @contextlib.contextmanager
@@ -296,7 +298,7 @@ def test_without_a_compiler_numpy_is_used(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("path", [os.environ["PATH"], ""])
 def test_the_command_says_whether_it_compiled(path):
-    environment = {**os.environ, "PATH": path}
+    environment = {**os.environ, "PATH": path, SWITCH: "1"}
     done = subprocess.run(
         [sys.executable, "-m", "lbvq.masks.compiled"], capture_output=True, text=True, env=environment, check=False
     )
