@@ -74,9 +74,10 @@ class Linear(nn.Linear):
 def feed_forward(x: Tensor, first: Linear, second: Linear, dropout: nn.Dropout) -> Tensor:
     """Two linear maps with ReLU and dropout between them: x (..., C) -> (..., C_out)."""
     given = (x, first.weight, first.bias, second.weight, second.bias)
-    is_large = x.numel() // x.shape[-1] * first.out_features >= MIN_HIDDEN
-    if is_large and not (dropout.training and dropout.p > 0) and _can_train_with_onednn(*given):
-        return _FeedForward.apply(*given)
+    if _can_train_with_onednn(*given) and not (dropout.training and dropout.p > 0):
+        # Only here: graphs that are exported or compiled must not depend on the size.
+        if x.numel() // x.shape[-1] * first.out_features >= MIN_HIDDEN:
+            return _FeedForward.apply(*given)
     return second(dropout(first(compact(x), relu=True)))
 
 
