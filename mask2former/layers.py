@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .attention import attend
+from .group_norm import GroupNorm
 from .linear import Linear, convolve, feed_forward, pointwise_conv
 
 
@@ -128,7 +129,7 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "BN": nn.BatchNorm2d,
     "SyncBN": nn.SyncBatchNorm,
     "FrozenBN": FrozenBatchNorm2d,
-    "GN": lambda channels: nn.GroupNorm(32, channels),
+    "GN": lambda channels: GroupNorm(32, channels),
     "LN": ChannelLayerNorm,
 }
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..group_norm import GroupNorm
 from ..layers import Conv2d, PositionEmbeddingSine, ShapeCache, c2_xavier_fill, get_norm, xavier_fill
 from ..linear import Linear, compact, feed_forward
 from ..registry import SEM_SEG_HEADS_REGISTRY
@@ -222,7 +223,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
 def _input_projection(in_channels: int, conv_dim: int) -> nn.Sequential:
     conv = Conv2d(in_channels, conv_dim, kernel_size=1)
     xavier_fill(conv)
-    return nn.Sequential(conv, nn.GroupNorm(32, conv_dim))
+    return nn.Sequential(conv, GroupNorm(32, conv_dim))
 
 
 def _convolution(in_channels: int, out_channels: int, kernel_size: int, norm: str, **options: Any) -> Conv2d:

@@ -14,6 +14,7 @@ from helpers import GOLDEN
 from torch import nn
 
 from mask2former.attention import attend
+from mask2former.group_norm import GroupNorm
 from mask2former.layers import (
     MLP,
     Conv2d,
@@ -284,3 +285,23 @@ def test_initial_weights_have_the_spread_of_caffe2_fills():
     c2_msra_fill(conv)
     assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / (128 * 9)), rel=0.02)
     c2_msra_fill(nn.Conv2d(2, 2, 1, bias=False))
+
+
+@pytest.mark.parametrize("num_channels, is_slow", [(8, True), (32, False)])
+def test_group_norm_of_few_channels_is_trained_channels_first_with_the_same_results(num_channels, is_slow, monkeypatch):
+    norm = GroupNorm(4, num_channels)
+    x = torch.randn(2, num_channels, 5, 6, generator=torch.Generator().manual_seed(0))
+    x = x.to(memory_format=torch.channels_last).requires_grad_()
+    plain = nn.GroupNorm(4, num_channels)
+    layouts = []
+    group_norm = F.group_norm
+    monkeypatch.setattr(F, "group_norm", lambda x, *given: layouts.append(x.is_contiguous()) or group_norm(x, *given))
+    results = []
+    for module in (norm, plain):
+        out = module(x)
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        results.append((out, *torch.autograd.grad(out.square().sin().sum(), [x, module.weight, module.bias])))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        norm(x)
+    assert layouts == [is_slow, False, False]  # in training, of PyTorch's module, and without gradients
