@@ -46,11 +46,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool 
     return F.relu(out) if relu else out
 
 
-def linear_transposed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def linear_transposed(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute W x^T + b: x (B, Q, C_in), weight (C_out, C_in), bias (C_out,) -> (B, C_out, Q), never in bfloat16."""
     if _can_use_onednn(x, weight, bias):
-        return _stack([_exact_product(weight, rows) for rows in x]).add_(bias[:, None])
-    return torch.bmm(weight.expand(x.shape[0], -1, -1), x.transpose(1, 2)) + bias[:, None]
+        out = _stack([_exact_product(weight, rows) for rows in x])
+        return out if bias is None else out.add_(bias[:, None])
+    out = torch.bmm(weight.expand(x.shape[0], -1, -1), x.transpose(1, 2))
+    return out if bias is None else out + bias[:, None]
 
 
 def compact(x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ CHECKED = ("aten", "prim", "prims")  # namespaces without a product that is not 
 NO_PRODUCT = (
     "mask2former::deform_attn",
     "mask2former::deform_attn_compiled",
+    "mask2former::deform_attn_projected",
     "torchvision::nms",
     "torchvision::roi_align",
 )

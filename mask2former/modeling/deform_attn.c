@@ -1,6 +1,7 @@
 /* The sampling of deformable attention on CPUs, and its gradients, for `deform_attn_compiled.py`.
 
-   Arrays are as `deform_attn.py` says, but for the values, which lie head by head: (B, M, S, D). Sums are float32.
+   Arrays are as `deform_attn.py` says, but for the values, which lie head by head: (B, M, S, D). All are
+   float32, but for sums that are rounded to bfloat16 if that is wanted.
    Threads take tasks from one counter. What a task writes no other task writes or reads, and tasks are the same for any
    number of threads, so that results are, too. Nothing outside of the given arrays is read or written, wherever points
    are. */
@@ -26,10 +27,12 @@ typedef struct {
     const int64_t *sizes; /* H_1, W_1, H_2, ... */
     int64_t images, heads, cells, dim, levels, points_per_level, queries;
     int64_t num_points; /* of a query and head */
-    const void *value;
-    int is_bfloat16;
-    const float *points, *weights, *grad;
-    float *out, *grad_value, *grad_points, *grad_weights;
+    const float *value, *points, *weights, *grad;
+    void *out;
+    int is_bfloat16; /* out, which otherwise is float32 */
+    float *grad_value, *grad_points, *grad_weights;
+    const float *projected, *bias, *references; /* instead of points and weights, see sum_projected */
+    int64_t reference_images, reference_size;
 } Call;
 
 /* One of the points of each query of a block. */
@@ -49,13 +52,6 @@ INLINE Lanes load(const float *from, int64_t count) {
     return lanes;
 }
 
-INLINE Lanes load_value(const void *value, int64_t place, int64_t count, int is_bfloat16) {
-    if (!is_bfloat16) return load((const float *)value + place, count);
-    Halves halves = {0};
-    memcpy(&halves, (const uint16_t *)value + place, 2 * count);
-    return (Lanes)(__builtin_convertvector(halves, Words) << 16);
-}
-
 /* Cell before a point, and how far the point is beyond it; cells far outside stand for all beyond. */
 INLINE int32_t cell_before(float point, float size, float *part) {
     float near = point > -2 ? point : -2; /* also where the point is not a number, which no integer could hold */
@@ -66,11 +62,9 @@ INLINE int32_t cell_before(float point, float size, float *part) {
     return cell;
 }
 
-/* Where the points of `count` queries of a head are. */
-INLINE void locate(const Call *call, int64_t image, int64_t head, int64_t query, int64_t count, Place *places) {
-    int64_t rows = call->heads * call->num_points, row = head * call->num_points;
-    const float *x = call->points + (image * 2 * rows + row) * call->queries + query, *y = x + rows * call->queries;
-    const float *weight = call->weights + (image * rows + row) * call->queries + query;
+/* Where the points of `count` queries of a head are; `skip` is from one point to the next in x, y and weight. */
+INLINE void locate(const Call *call, const float *x, const float *y, const float *weight, int64_t skip, int64_t count,
+                   Place *places) {
     int32_t start = 0;
     for (int64_t level = 0; level < call->levels; level++) {
         int32_t height = call->sizes[2 * level], width = call->sizes[2 * level + 1];
@@ -91,15 +85,93 @@ INLINE void locate(const Call *call, int64_t image, int64_t head, int64_t query,
                 places->share[2][q] = lower - lower * x_part;
                 places->share[3][q] = lower * x_part;
             }
-            x += call->queries, y += call->queries, weight += call->queries;
+            x += skip, y += skip, weight += skip;
         }
         start += height * width;
     }
 }
 
+INLINE void locate_given(const Call *call, int64_t image, int64_t head, int64_t query, int64_t count, Place *places) {
+    int64_t rows = call->heads * call->num_points, row = head * call->num_points;
+    const float *x = call->points + (image * 2 * rows + row) * call->queries + query;
+    const float *weight = call->weights + (image * rows + row) * call->queries + query;
+    locate(call, x, x + rows * call->queries, weight, call->queries, count, places);
+}
+
+/* e to the x for x up to 0, to 1e-7 of it: 2 to the n times e to the rest, by a polynomial. */
+INLINE float exponential(float x) {
+    const float rounder = 12582912.0f; /* 1.5 * 2 ** 23: a number added to it loses what is behind the point */
+    x = x < -87.0f ? -87.0f : x;
+    float shifted = x * 1.44269504f + rounder, n = shifted - rounder;
+    float rest = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float series = 1.0f / 5040;
+    series = series * rest + 1.0f / 720;
+    series = series * rest + 1.0f / 120;
+    series = series * rest + 1.0f / 24;
+    series = series * rest + 1.0f / 6;
+    series = series * rest + 0.5f;
+    series = series * rest + 1.0f;
+    series = series * rest + 1.0f;
+    uint32_t bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    bits = (bits - 0x4B400000u + 127) << 23;
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return series * power;
+}
+
+/* Weights from logits, in place: softmax over the points of each query. */
+INLINE void softmax(float (*weights)[BLOCK], int64_t num_points, int64_t count) {
+    float most[BLOCK], sum[BLOCK];
+    for (int64_t q = 0; q < count; q++) most[q] = weights[0][q], sum[q] = 0;
+    for (int64_t k = 1; k < num_points; k++)
+        for (int64_t q = 0; q < count; q++) most[q] = weights[k][q] > most[q] ? weights[k][q] : most[q];
+    for (int64_t k = 0; k < num_points; k++)
+        for (int64_t q = 0; q < count; q++) sum[q] += weights[k][q] = exponential(weights[k][q] - most[q]);
+    for (int64_t k = 0; k < num_points; k++)
+        for (int64_t q = 0; q < count; q++) weights[k][q] /= sum[q];
+}
+
+/* The same from what a linear map says of the queries, see sum_projected. */
+INLINE void locate_projected(const Call *call, int64_t image, int64_t head, int64_t query, int64_t count,
+                             Place *places) {
+    float given[3][MAX_POINTS][BLOCK]; /* x, y and weight */
+    int64_t rows = call->heads * call->num_points;
+    for (int axis = 0; axis < 3; axis++) {
+        for (int64_t k = 0; k < call->num_points; k++) {
+            int64_t row = axis * rows + head * call->num_points + k, level = k / call->points_per_level;
+            const float *projected = call->projected + (image * 3 * rows + row) * call->queries + query;
+            float bias = call->bias[row];
+            for (int64_t q = 0; q < count; q++) given[axis][k][q] = projected[q] + bias;
+            if (axis == 2) continue;
+            int64_t reference_image = call->reference_images == 1 ? 0 : image;
+            int64_t reference_row = (reference_image * call->levels + level) * call->reference_size + axis;
+            const float *reference = call->references + reference_row * call->queries + query;
+            float size = call->sizes[2 * level + 1 - axis], half = 0.5f / call->points_per_level;
+            if (call->reference_size == 4)
+                for (int64_t q = 0; q < count; q++) given[axis][k][q] *= reference[2 * call->queries + q] * size * half;
+            for (int64_t q = 0; q < count; q++) given[axis][k][q] += reference[q] * size - 0.5f;
+        }
+    }
+    softmax(given[2], call->num_points, count);
+    locate(call, given[0][0], given[1][0], given[2][0], BLOCK, count, places);
+}
+
+INLINE void store(void *into, int64_t place, Lanes lanes, int64_t count, int is_bfloat16) {
+    if (!is_bfloat16) {
+        memcpy((float *)into + place, &lanes, 4 * count);
+        return;
+    }
+    Words bits = (Words)lanes;
+    Halves halves = __builtin_convertvector((bits + 0x7FFF + (bits >> 16 & 1)) >> 16, Halves); /* to the nearest */
+    Halves broken = __builtin_convertvector((Words)(lanes != lanes), Halves);                /* all ones, or none */
+    halves = (halves & ~broken) | (broken & 0x7FC0);
+    memcpy((uint16_t *)into + place, &halves, 2 * count);
+}
+
 /* Sum `n` (1 or 2) times `count` (up to 16) channels of query q of a block. */
-INLINE void sum_lanes(const Call *call, const Place *places, int64_t q, int64_t start, float *out, int n, int64_t count,
-                      int is_bfloat16) {
+INLINE void sum_lanes(const Call *call, const Place *places, int64_t q, int64_t start, int64_t out, int n,
+                      int64_t count, int is_bfloat16) {
     Lanes sum[2][2] = {{{0}}}; /* two of each, because a sum waits for the one before it */
     for (const Place *place = places; place < places + call->num_points; place++) {
         int64_t cell = start + place->cell[q] * call->dim;
@@ -109,25 +181,22 @@ INLINE void sum_lanes(const Call *call, const Place *places, int64_t q, int64_t 
             for (int corner = 0; corner < 4; corner++)
                 for (int i = 0; i < n; i++)
                     sum[corner / 2][i] += place->share[corner][q] *
-                                          load_value(call->value, corners[corner] + i * LANES, count, is_bfloat16);
+                                          load(call->value + corners[corner] + i * LANES, count);
             continue;
         }
         for (int corner = 0; corner < 4; corner++) {
             for (int i = 0; i < n; i++) {
                 Lanes value = {0}; /* times which a share that is not a number remains one */
                 if (inside >> corner & 1)
-                    value = load_value(call->value, corners[corner] + i * LANES, count, is_bfloat16);
+                    value = load(call->value + corners[corner] + i * LANES, count);
                 sum[corner / 2][i] += place->share[corner][q] * value;
             }
         }
     }
-    for (int i = 0; i < n; i++) {
-        Lanes both = sum[0][i] + sum[1][i];
-        memcpy(out + i * LANES, &both, count * sizeof *out);
-    }
+    for (int i = 0; i < n; i++) store(call->out, out + i * LANES, sum[0][i] + sum[1][i], count, is_bfloat16);
 }
 
-INLINE void sum_query(const Call *call, const Place *places, int64_t q, int64_t start, float *out, int is_bfloat16) {
+INLINE void sum_query(const Call *call, const Place *places, int64_t q, int64_t start, int64_t out, int is_bfloat16) {
     if (call->dim == USUAL_DIM) {
         sum_lanes(call, places, q, start, out, USUAL_DIM / LANES, LANES, is_bfloat16);
         return;
@@ -148,9 +217,10 @@ FOR_EVERY_CPU void sum_block(const Call *call, int64_t task) {
     int64_t image = task / blocks / call->heads, head = task / blocks % call->heads, query = task % blocks * BLOCK;
     int64_t count = smaller(BLOCK, call->queries - query);
     Place places[MAX_POINTS];
-    locate(call, image, head, query, count, places);
+    if (call->projected) locate_projected(call, image, head, query, count, places);
+    else locate_given(call, image, head, query, count, places);
     int64_t start = (image * call->heads + head) * call->cells * call->dim;
-    float *out = call->out + ((image * call->queries + query) * call->heads + head) * call->dim;
+    int64_t out = ((image * call->queries + query) * call->heads + head) * call->dim;
     for (int64_t q = 0; q < count; q++, out += call->heads * call->dim) {
         if (call->is_bfloat16) sum_query(call, places, q, start, out, 1);
         else sum_query(call, places, q, start, out, 0);
@@ -178,7 +248,7 @@ INLINE void spread_query(const Call *call, const Place *places, int64_t q, int64
             for (int64_t channel = 0; channel < dim; channel += LANES) {
                 int64_t count = smaller(LANES, dim - channel), at = corners[corner] + channel;
                 Lanes slope = load(grad + channel, count);
-                dot[corner] += slope * load((const float *)call->value + at, count);
+                dot[corner] += slope * load(call->value + at, count);
                 Lanes sum = load(call->grad_value + at, count) + place->share[corner][q] * slope;
                 memcpy(call->grad_value + at, &sum, count * sizeof *grad);
             }
@@ -201,7 +271,7 @@ FOR_EVERY_CPU void spread_head(const Call *call, int64_t task) {
     Place places[MAX_POINTS];
     for (int64_t query = 0; query < call->queries; query += BLOCK) {
         int64_t count = smaller(BLOCK, call->queries - query);
-        locate(call, image, head, query, count, places);
+        locate_given(call, image, head, query, count, places);
         for (int64_t q = 0; q < count; q++) {
             int64_t place = query + q;
             const float *grad = call->grad + ((image * call->queries + place) * call->heads + head) * call->dim;
@@ -236,23 +306,38 @@ static void run(Queue queue, int64_t threads) {
     while (started > 0) pthread_join(others[--started], 0);
 }
 
-static Call describe(const int64_t *shape, const int64_t *sizes, const void *value, const float *points,
+static Call describe(const int64_t *shape, const int64_t *sizes, const float *value, const float *points,
                      const float *weights) {
     return (Call){.sizes = sizes, .images = shape[0], .heads = shape[1], .cells = shape[2], .dim = shape[3],
                   .levels = shape[4], .points_per_level = shape[5], .queries = shape[6],
                   .num_points = shape[4] * shape[5], .value = value, .points = points, .weights = weights};
 }
 
-/* shape is B, M, S, D, L, P, Q; L * P is at most MAX_POINTS. Values are float32 or bfloat16. */
-void sum_points(const int64_t *shape, const int64_t *sizes, int64_t threads, int is_bfloat16, const void *value,
-                const float *points, const float *weights, float *out) {
+/* shape is B, M, S, D, L, P, Q; L * P is at most MAX_POINTS. */
+void sum_points(const int64_t *shape, const int64_t *sizes, int64_t threads, int is_bfloat16, const float *value,
+                const float *points, const float *weights, void *out) {
     Call call = describe(shape, sizes, value, points, weights);
     call.is_bfloat16 = is_bfloat16;
     call.out = out;
     run((Queue){&call, sum_block, call.images * call.heads * ((call.queries + BLOCK - 1) / BLOCK), 0}, threads);
 }
 
-/* Values are float32 here; grad_value holds zeros. */
+/* The same for points and weights that a linear map makes of the queries: projected is (B, 3 * M * L * P, Q), x and y in
+   cells relative to the reference points, then logits, and bias (3 * M * L * P) is still to be added. References are
+   (reference_images, L, reference_size, Q), as reference_images 1 or B, and as reference_size 2 (x, y in [0, 1]) or 4
+   (and width and height, half of which P offsets of 1 reach). */
+void sum_projected(const int64_t *shape, const int64_t *sizes, int64_t threads, int is_bfloat16, const float *value,
+                   const float *projected, const float *bias, const float *references, int64_t reference_images,
+                   int64_t reference_size, void *out) {
+    Call call = describe(shape, sizes, value, 0, 0);
+    call.is_bfloat16 = is_bfloat16;
+    call.projected = projected, call.bias = bias, call.references = references;
+    call.reference_images = reference_images, call.reference_size = reference_size;
+    call.out = out;
+    run((Queue){&call, sum_block, call.images * call.heads * ((call.queries + BLOCK - 1) / BLOCK), 0}, threads);
+}
+
+/* grad_value holds zeros. */
 void spread_gradient(const int64_t *shape, const int64_t *sizes, int64_t threads, const float *value,
                      const float *points, const float *weights, const float *grad, float *grad_value,
                      float *grad_points, float *grad_weights) {

@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..linear import Linear, linear_transposed
+from ..linear import Linear, compact, linear_transposed
 from ..transfer import tensor_like
 from . import deform_attn_compiled
 
@@ -87,9 +87,7 @@ def sample_by_triton(value: Tensor, sizes: Sizes, points: Tensor, weights: Tenso
 
 def sample_compiled(value: Tensor, sizes: Sizes, points: Tensor, weights: Tensor) -> Tensor:
     """Sample in C, on CPUs; see `deform_attn_compiled`. Several times as fast as `sample_by_bags`."""
-    refusal = deform_attn_compiled.why_not(value, points.dtype, points.shape[3] * points.shape[4])
-    if refusal:
-        raise ValueError(f"the compiled kernel of deformable attention cannot run: {refusal}; choose another kernel.")
+    _check_compiled(value, points.dtype, points.shape[3] * points.shape[4])
     return deform_attn_compiled.sum_points(value, [side for size in sizes for side in size], points, weights)
 
 
@@ -262,22 +260,34 @@ class MSDeformAttn(nn.Module):
         sizes = _check_sizes(sizes, self.n_levels, value.shape[1])
         if query.numel() == 0:
             return torch.zeros_like(query)
-        value = self.value_proj(value)
+        value = self.value_proj(compact(value))
         if padding_mask is not None:
             value = value.masked_fill(padding_mask[..., None], 0.0)
         # Half precision could not tell neighbouring cells of a large map apart.
         dtype = torch.promote_types(value.dtype, torch.float32)
-        points, weights = self._points_and_weights(query, reference_points.to(dtype), sizes)
+        references = reference_points.to(dtype)
         values = value.unflatten(-1, (self.n_heads, -1))
-        kernel = KERNELS[self.kernel or choose_kernel(values, self.n_levels, self.n_points)]
-        return kernel(values, sizes, points, weights).to(value.dtype)
+        name = self.kernel or choose_kernel(values, self.n_levels, self.n_points)
+        if name == "compiled" and not torch.is_grad_enabled():
+            return self._sample_projected(query, references, values, sizes)
+        points, weights = self._points_and_weights(query, references, sizes)
+        return KERNELS[name](values, sizes, points, weights).to(value.dtype)
+
+    def _sample_projected(self, query: Tensor, references: Tensor, values: Tensor, sizes: Sizes) -> Tensor:
+        """Sample in C, which then also makes points and weights of what queries are projected to."""
+        _check_references(references)
+        _check_compiled(values, references.dtype, self.n_levels * self.n_points)
+        weight, bias = self._projection()
+        projected = linear_transposed(query, weight).to(references.dtype)
+        flat_sizes = [side for size in sizes for side in size]
+        given = (projected, bias.to(references.dtype), references, self.n_points)
+        return deform_attn_compiled.sum_projected(values, flat_sizes, *given)
 
     def _points_and_weights(self, query: Tensor, reference_points: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
         """Where every query looks and how much each point counts, as kernels take it, as precise as the references."""
-        if reference_points.shape[-1] not in (2, 4):
-            raise ValueError(f"reference_points must end in 2 or 4 numbers, got shape {tuple(reference_points.shape)}.")
+        _check_references(reference_points)
         layout = (self.n_heads, self.n_levels, self.n_points)
-        projected = self._project_transposed(query).to(reference_points.dtype)
+        projected = linear_transposed(query, *self._projection()).to(reference_points.dtype)
         offsets = projected[:, : self.sampling_offsets.out_features].unflatten(1, (2, *layout))
         logits = projected[:, self.sampling_offsets.out_features :].unflatten(1, (self.n_heads, -1))
         weights = logits.softmax(dim=2).unflatten(2, layout[1:])
@@ -290,17 +300,28 @@ class MSDeformAttn(nn.Module):
             offsets = offsets * (references[1] * (0.5 / self.n_points))
         return offsets + (references[0] - 0.5), weights
 
-    def _project_transposed(self, query: Tensor) -> Tensor:
-        """Offsets and logits of all queries, (B, 3*M*L*P, Q): x of all points, then y, then the logits."""
+    def _projection(self) -> tuple[Tensor, Tensor]:
+        """Weight (3*M*L*P, C) and bias of offsets and logits: x of all points, then y, then the logits."""
         pairs = (2, self.sampling_offsets.out_features // 2)
         weight = torch.cat((_x_then_y(self.sampling_offsets.weight, pairs), self.attention_weights.weight))
         bias = torch.cat((_x_then_y(self.sampling_offsets.bias, pairs), self.attention_weights.bias))
-        return linear_transposed(query, weight, bias)
+        return weight, bias
 
 
 def _x_then_y(tensor: Tensor, pairs: tuple[int, int]) -> Tensor:
     """Reorder rows (x, y, x, y, ...) to (x, x, ..., y, y, ...)."""
     return tensor.unflatten(0, pairs[::-1]).transpose(0, 1).flatten(0, 1)
+
+
+def _check_compiled(value: Tensor, dtype: torch.dtype, num_points: int) -> None:
+    refusal = deform_attn_compiled.why_not(value, dtype, num_points)
+    if refusal:
+        raise ValueError(f"the compiled kernel of deformable attention cannot run: {refusal}; choose another kernel.")
+
+
+def _check_references(reference_points: Tensor) -> None:
+    if reference_points.shape[-1] not in (2, 4):
+        raise ValueError(f"reference_points must end in 2 or 4 numbers, got shape {tuple(reference_points.shape)}.")
 
 
 def _check_sizes(sizes: Sizes | Tensor, num_levels: int, num_cells: int) -> list[tuple[int, int]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..compiled import CSource
-from .deform_attn_operator import empty_sums, make_operator
+from .deform_attn_operator import make_operator
 
 MAX_POINTS = 64  # as in the C source
 TYPES = (torch.float32, torch.bfloat16, torch.float16)  # of values; points and weights are float32
@@ -34,34 +35,74 @@ def why_not(value: Tensor, points_dtype: torch.dtype, num_points: int) -> str:
 
 
 def _sum_points(value: Tensor, sizes: list[int], points: Tensor, weights: Tensor) -> Tensor:
-    out = empty_sums(value, sizes, points, weights).float()
-    heads = _head_by_head(value.float() if value.dtype == torch.float16 else value)
-    is_bfloat16 = int(heads.dtype == torch.bfloat16)
+    heads, out = _head_by_head(value), _for_sums(value, weights.shape[-1])
     addresses = _addresses(heads, points, weights, out)
-    _library().sum_points(*_shape(value, sizes, weights), is_bfloat16, *addresses)
+    _library().sum_points(*_shape(value, sizes, weights.shape[2:]), out.dtype == torch.bfloat16, *addresses)
     return out.to(value.dtype)
+
+
+@torch.library.custom_op(
+    "mask2former::deform_attn_projected",
+    mutates_args=(),
+    schema="(Tensor value, int[] sizes, Tensor projected, Tensor bias, Tensor references, int num_points) -> Tensor",
+)
+def sum_projected(
+    value: Tensor, sizes: list[int], projected: Tensor, bias: Tensor, references: Tensor, num_points: int
+) -> Tensor:
+    """Sample without gradients where a linear map says: the sums of `deform_attn.Kernel`, in the type of the values.
+
+    Args:
+        value: (B, S, M, D), see `why_not`.
+        sizes: H_1, W_1, H_2, ...
+        projected: (B, 3*M*L*P, Q) float32: x of all points in cells relative to the reference points, then y, then the
+            logits of the weights.
+        bias: (3*M*L*P,), to be added to that.
+        references: (B or 1, Q, L, 2 or 4), see `deform_attn.MSDeformAttn.sample`.
+        num_points: P.
+    """
+    num_queries = projected.shape[-1]
+    out = _for_sums(value, num_queries)
+    if out.numel() > 0:
+        heads, references = _head_by_head(value), references.permute(0, 2, 3, 1).contiguous()
+        projected, bias = projected.contiguous(), bias.contiguous()
+        first = _shape(value, sizes, (len(sizes) // 2, num_points, num_queries))
+        addresses = _addresses(heads, projected, bias, references)
+        counts = (references.shape[0], references.shape[2])
+        _library().sum_projected(*first, out.dtype == torch.bfloat16, *addresses, *counts, out.data_ptr())
+    return out.to(value.dtype)
+
+
+@sum_projected.register_fake
+def _empty_projected_sums(value: Tensor, sizes: list[int], projected: Tensor, *others: Any) -> Tensor:
+    return value.new_empty(len(value), projected.shape[-1], value.shape[2] * value.shape[3])
 
 
 def _spread_gradient(
     grad: Tensor, value: Tensor, sizes: list[int], points: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad = grad.float()
-    heads = _head_by_head(value.float())
+    heads = _head_by_head(value)
     grads = torch.zeros_like(heads), torch.empty_like(points), torch.empty_like(weights)
     addresses = _addresses(heads, points, weights, grad, *grads)
-    _library().spread_gradient(*_shape(value, sizes, weights), *addresses)
+    _library().spread_gradient(*_shape(value, sizes, weights.shape[2:]), *addresses)
     return grads[0].transpose(1, 2).contiguous().to(value.dtype), *grads[1:]
 
 
 def _head_by_head(value: Tensor) -> Tensor:
-    """(B, S, M, D) -> (B, M, S, D), contiguous, so that cells of a head share lines and pages of memory."""
-    return value.transpose(1, 2).contiguous()
+    """(B, S, M, D) -> (B, M, S, D) in float32, contiguous: cells of a head share lines and pages of memory then."""
+    return value.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format).contiguous()
 
 
-def _shape(value: Tensor, sizes: list[int], weights: Tensor) -> tuple[ctypes.Array, ctypes.Array, int]:
-    """What both functions of `deform_attn.c` take first."""
+def _for_sums(value: Tensor, num_queries: int) -> Tensor:
+    """(B, Q, M*D) as C writes it, bfloat16 or float32."""
+    dtype = torch.bfloat16 if value.dtype == torch.bfloat16 else torch.float32
+    return value.new_empty(len(value), num_queries, value.shape[2] * value.shape[3], dtype=dtype)
+
+
+def _shape(value: Tensor, sizes: list[int], counts: Sequence[int]) -> tuple[ctypes.Array, ctypes.Array, int]:
+    """What all functions of `deform_attn.c` take first; counts are L, P and Q."""
     batch, num_cells, num_heads, head_dim = value.shape
-    shape = (batch, num_heads, num_cells, head_dim, *weights.shape[2:])
+    shape = (batch, num_heads, num_cells, head_dim, *counts)
     return (ctypes.c_int64 * len(shape))(*shape), (ctypes.c_int64 * len(sizes))(*sizes), torch.get_num_threads()
 
 
@@ -78,6 +119,9 @@ def _library() -> ctypes.CDLL:
     first: list[Any] = [counts, counts, ctypes.c_int64]
     library.sum_points.argtypes = [*first, ctypes.c_int, *4 * [ctypes.c_void_p]]
     library.spread_gradient.argtypes = [*first, *7 * [ctypes.c_void_p]]
+    references: list[Any] = [ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
+    library.sum_projected.argtypes = [*first, ctypes.c_int, *4 * [ctypes.c_void_p], *references]
+    library.sum_projected.restype = None
     library.sum_points.restype = library.spread_gradient.restype = None
     return library
 

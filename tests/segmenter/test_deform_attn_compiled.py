@@ -158,6 +158,87 @@ def test_inputs_that_are_not_contiguous_are_read_rightly():
     assert_results_of_grid_sample((scattered[0], sizes, scattered[1], scattered[2]))
 
 
+def module_case(num_levels, *, batch=1, num_points=2, num_queries=70, as_boxes=False, width=32, scale=1.0):
+    """A module whose heads look around, and its arguments."""
+    generator = torch.Generator().manual_seed(1)
+    module = fill_(MSDeformAttn(width, num_levels, 4, num_points))
+    for parameter in (*module.sampling_offsets.parameters(), *module.attention_weights.parameters()):
+        parameter.data.normal_(std=scale, generator=generator)
+    sizes = [(level + 2, 3 * level + 1) for level in range(num_levels)]
+    query = torch.randn(batch, num_queries, width, generator=generator)
+    value = torch.randn(batch, sum(h * w for h, w in sizes), width, generator=generator)
+    places = torch.rand(batch, num_queries, num_levels, 4 if as_boxes else 2, generator=generator)
+    return module, (query, places, value, sizes)
+
+
+def samples(case):
+    """What `compiled` and what `grid_sample` gives without gradients."""
+    module, inputs = case
+    found = []
+    for name in ("compiled", "grid_sample"):
+        module.kernel = name
+        with torch.no_grad():
+            found.append(module.sample(*inputs))
+    return found
+
+
+@needs_compiler
+@pytest.mark.parametrize("num_levels", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "change", [{}, {"as_boxes": True}, {"batch": 2, "num_points": 3}, {"width": 20}, {"scale": 9.0}]
+)
+def test_points_and_weights_made_in_c_are_those_of_torch(num_levels, change):
+    got, want = samples(module_case(num_levels, **change))
+    torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
+
+
+@needs_compiler
+def test_references_of_one_image_serve_all():
+    module, (query, places, value, sizes) = module_case(2, batch=3)
+    got, want = samples((module, (query, places[1:2], value, sizes)))
+    torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
+
+
+@needs_compiler
+def test_weights_are_a_softmax_of_however_large_logits():
+    module, (query, places, value, sizes) = module_case(1, width=4, num_points=3)
+    module.n_heads, weights = 4, module.attention_weights
+    weights.weight.data.zero_()
+    weights.bias.data.copy_(torch.tensor([0.0, 3e4, -3e4] * 2 + [1e-9, 0.0, -1.0] * 2))
+    got, want = samples((module, (query, places, value, sizes)))
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    weights.bias.data[4] = float("nan")
+    got, want = samples((module, (query, places, value, sizes)))
+    assert got[..., 1].isnan().all() and not got[..., [0, 2, 3]].isnan().any()
+
+
+@needs_compiler
+def test_sums_are_rounded_to_the_nearest_bfloat16():
+    step = 2.0**-7  # from 1 to the next number
+    weights = torch.tensor(
+        [1 + step / 2, 1 + 1.5 * step, 1 + step / 2 + 2**-20, -1 - step * 0.75, torch.inf, torch.nan]
+    )
+    ones, points = torch.ones(1, 1, 1, 1, dtype=torch.bfloat16), torch.zeros(1, 2, 1, 1, 1, 6)
+    out = sample_compiled(ones, [(1, 1)], points, weights.view(1, 1, 1, 1, 6)).flatten()
+    assert out[:4].tolist() == [1.0, 1 + 2 * step, 1 + step, -1 - step] and out[5].isnan()
+    module, (query, places, value, sizes) = module_case(2)
+    got, want = samples((module.bfloat16(), (query.bfloat16(), places, value.bfloat16(), sizes)))
+    assert got.dtype == want.dtype == torch.bfloat16
+    torch.testing.assert_close(got, want, rtol=0.02, atol=0.02)
+
+
+@needs_compiler
+def test_made_in_c_they_do_not_depend_on_threads_nor_on_other_images(monkeypatch):
+    module, (query, places, value, sizes) = module_case(3, batch=2, num_queries=300)
+    module.kernel = "compiled"
+    with torch.no_grad():
+        want = module.sample(query, places, value, sizes)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+        assert torch.equal(module.sample(query, places, value, sizes), want)
+        alone = module.sample(query[1:], places[1:], value[1:], sizes)
+    torch.testing.assert_close(alone, want[1:], rtol=1e-5, atol=1e-5)  # products are of other sizes
+
+
 @needs_compiler
 def test_it_is_chosen_on_cpus_for_what_it_takes():
     value = torch.ones(1, 9, 4, 8)

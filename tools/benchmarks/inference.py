@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    model = build(args)  # as everywhere: what is made in inference mode has no version, so nothing of it can be kept
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        model = build(args)
         video = RepeatedFrames(write_frames(Path(folder), args.size), args.size, args.frames)
         if args.peak_only:
             (segment_stream if args.stream else segment)(model, video)
