@@ -66,6 +66,11 @@ def compact(x: Tensor) -> Tensor:
     return x.bfloat16() if is_plain else x
 
 
+def exact(x: Tensor) -> Tensor:
+    """What products of compact tensors gave, for everything but products: float32 again."""
+    return x.float() if x.dtype == torch.bfloat16 and active_products() is not None else x
+
+
 class Linear(nn.Linear):
     """`torch.nn.Linear`, faster on the CPU without gradients, with a ReLU if wanted."""
 

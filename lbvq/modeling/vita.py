@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from mask2former.layers import FFNLayer, SelfAttentionLayer
+from mask2former.linear import exact
 from mask2former.registry import META_ARCH_REGISTRY
 
 from .clips.decoder import ClipDecoder, clip_mask_conv
@@ -77,7 +78,7 @@ class VITA(ClipDecoder):
 
     def mask_features(self, finest_map: Tensor) -> Tensor:
         """(BT, conv_dim, h, w) finest map of the pixel decoder -> (BT, mask_dim, h, w)."""
-        return self.vita_mask_features(finest_map)
+        return exact(self.vita_mask_features(finest_map))
 
     def forward(self, frame_queries: Tensor) -> dict[str, Any]:
         """Find the objects of clips.

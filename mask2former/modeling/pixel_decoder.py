@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..group_norm import GroupNorm
 from ..layers import Conv2d, PositionEmbeddingSine, ShapeCache, c2_xavier_fill, get_norm, xavier_fill
-from ..linear import Linear, compact, feed_forward
+from ..linear import Linear, compact, exact, feed_forward
 from ..registry import SEM_SEG_HEADS_REGISTRY
 from ..resize import resize_bilinear, size_of
 from ..structures import ShapeSpec, known_shapes
@@ -197,16 +197,16 @@ class MSDeformAttnPixelDecoder(nn.Module):
 
         Returns:
             mask_features (BT, mask_dim, H/4, W/4); the map they are made of (BT, C, H/4, W/4), from which clip
-            modules make their own; the coarsest map (BT, C, H/32, W/32); and the three coarsest maps, coarse to fine.
+            modules make their own (`linear.compact`, so theirs must be `exact`); the coarsest map (BT, C, H/32, W/32);
+            and the three coarsest maps, coarse to fine.
         """
         device_type = features[self.in_features[0]].device.type
         with torch.autocast(device_type, enabled=False):
             maps = self._encode([_at_least_float32(features[name]) for name in self.transformer_in_features])
             finest = maps[-1]
             for number in range(len(self.finer_features), 0, -1):
-                feature = _at_least_float32(features[self.finer_features[number - 1]])
-                finest = self._refine(finest, feature, number)
-            return self.mask_features(finest), finest, maps[0], maps[:NUM_OUTPUT_LEVELS]
+                finest = self._refine(finest, features[self.finer_features[number - 1]], number)
+            return exact(self.mask_features(finest)), finest, maps[0], maps[:NUM_OUTPUT_LEVELS]
 
     def _encode(self, features: list[Tensor]) -> list[Tensor]:
         """Project features, coarse to fine, and run the encoder: L maps (BT, C, H_l, W_l)."""
@@ -216,8 +216,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
     def _refine(self, coarse: Tensor, feature: Tensor, number: int) -> Tensor:
         """Add a finer backbone feature to a map resized to its size, and smooth the sum."""
         resized = resize_bilinear(compact(coarse), size_of(feature))
-        total = getattr(self, f"adapter_{number}")(compact(feature)) + resized
-        return getattr(self, f"layer_{number}")(total).to(feature.dtype)
+        total = getattr(self, f"adapter_{number}")(compact(_at_least_float32(feature))) + resized
+        return getattr(self, f"layer_{number}")(total)
 
 
 def _input_projection(in_channels: int, conv_dim: int) -> nn.Sequential:

@@ -17,7 +17,7 @@ from mask2former import bfloat16 as module
 from mask2former.attention import attend
 from mask2former.bfloat16 import Bfloat16Products, active_products, wants_bfloat16
 from mask2former.layers import MLP, Conv2d, FFNLayer
-from mask2former.linear import Linear, compact, linear, linear_transposed, mask_logits, pointwise_conv
+from mask2former.linear import Linear, compact, exact, linear, linear_transposed, mask_logits, pointwise_conv
 from mask2former.modeling.deform_attn import MSDeformAttn
 from mask2former.modeling.resnet import ConvNorm, ResNet
 
@@ -146,6 +146,13 @@ def test_attention_weights_stay_in_float32(products, monkeypatch):
     with torch.no_grad():
         want = attend(attention, x, x, x)
     assert (got - want).norm() < 0.05 * want.norm()
+
+
+def test_what_products_gave_is_float32_again_where_it_was_compact_only(products):
+    x = drawn(40, 16)
+    with products.active():
+        assert exact(compact(x)).dtype == torch.float32 and exact(x) is x
+    assert exact(x.bfloat16()).dtype == torch.bfloat16
 
 
 def test_with_gradients_nothing_changes(products):

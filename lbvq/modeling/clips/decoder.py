@@ -109,7 +109,7 @@ class ClipDecoder(nn.Module):
         }
 
     def mask_features(self, finest_map: Tensor) -> Tensor:
-        """(BT, conv_dim, h, w) finest map of the pixel decoder -> (BT, mask_dim, h, w)."""
+        """(BT, conv_dim, h, w) finest map of the pixel decoder, see `forward_features` -> (BT, mask_dim, h, w)."""
         raise NotImplementedError
 
     def arrange(self, frame_queries: Tensor) -> tuple[Tensor, int]:

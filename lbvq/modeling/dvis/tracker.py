@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mask2former.layers import MLP, Conv2d, CrossAttentionLayer, FFNLayer, SelfAttentionLayer
-from mask2former.linear import Linear
+from mask2former.linear import Linear, exact
 from mask2former.transfer import to_device
 
 from ..online.tracking import assign_queries, cosine_similarity
@@ -174,7 +174,7 @@ class ReferringTracker(nn.Module):
 
     def mask_features(self, features: Tensor) -> Tensor:
         """Mask features (t, mask_dim, h, w) as the mask embeddings expect them."""
-        return features
+        return exact(features)
 
     def for_refiner(self, outputs: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """What the refiner of whole videos takes: the objects and the frames they are in.
@@ -212,7 +212,7 @@ class ReferringTrackerPlus(ReferringTracker):
         return self.class_embed(torch.cat((references, objects), dim=-1))
 
     def mask_features(self, features: Tensor) -> Tensor:
-        return self.mask_feature_proj(features)
+        return exact(self.mask_feature_proj(features))
 
     def for_refiner(self, outputs: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """As of `ReferringTracker`, but both as they are: as published, nothing is normalised."""
