@@ -31,8 +31,8 @@ typedef struct {
     void *out;
     int is_bfloat16; /* out, which otherwise is float32 */
     float *grad_value, *grad_points, *grad_weights;
-    const float *projected, *bias, *references; /* instead of points and weights, see sum_projected */
-    int64_t reference_images, reference_size;
+    const float *projected, *bias, *starts, *reach; /* instead of points and weights, see sum_projected */
+    int64_t start_images;
 } Call;
 
 /* One of the points of each query of a block. */
@@ -144,13 +144,13 @@ INLINE void locate_projected(const Call *call, int64_t image, int64_t head, int6
             float bias = call->bias[row];
             for (int64_t q = 0; q < count; q++) given[axis][k][q] = projected[q] + bias;
             if (axis == 2) continue;
-            int64_t reference_image = call->reference_images == 1 ? 0 : image;
-            int64_t reference_row = (reference_image * call->levels + level) * call->reference_size + axis;
-            const float *reference = call->references + reference_row * call->queries + query;
-            float size = call->sizes[2 * level + 1 - axis], half = 0.5f / call->points_per_level;
-            if (call->reference_size == 4)
-                for (int64_t q = 0; q < count; q++) given[axis][k][q] *= reference[2 * call->queries + q] * size * half;
-            for (int64_t q = 0; q < count; q++) given[axis][k][q] += reference[q] * size - 0.5f;
+            int64_t start_row = ((call->start_images == 1 ? 0 : image) * 2 + axis) * call->levels + level;
+            const float *start = call->starts + start_row * call->queries + query;
+            if (call->reach) {
+                const float *reach = call->reach + start_row * call->queries + query;
+                for (int64_t q = 0; q < count; q++) given[axis][k][q] *= reach[q];
+            }
+            for (int64_t q = 0; q < count; q++) given[axis][k][q] += start[q];
         }
     }
     softmax(given[2], call->num_points, count);
@@ -322,17 +322,16 @@ void sum_points(const int64_t *shape, const int64_t *sizes, int64_t threads, int
     run((Queue){&call, sum_block, call.images * call.heads * ((call.queries + BLOCK - 1) / BLOCK), 0}, threads);
 }
 
-/* The same for points and weights that a linear map makes of the queries: projected is (B, 3 * M * L * P, Q), x and y in
-   cells relative to the reference points, then logits, and bias (3 * M * L * P) is still to be added. References are
-   (reference_images, L, reference_size, Q), as reference_images 1 or B, and as reference_size 2 (x, y in [0, 1]) or 4
-   (and width and height, half of which P offsets of 1 reach). */
+/* The same for points and weights that a linear map makes of the queries: projected is (B, 3 * M * L * P, Q), x, y and
+   logits of the points, and bias (3 * M * L * P) is still to be added. Then x and y are multiplied by reach, unless that
+   is null, and added to starts, both (start_images, 2, L, Q) with start_images 1 or B. */
 void sum_projected(const int64_t *shape, const int64_t *sizes, int64_t threads, int is_bfloat16, const float *value,
-                   const float *projected, const float *bias, const float *references, int64_t reference_images,
-                   int64_t reference_size, void *out) {
+                   const float *projected, const float *bias, const float *starts, const float *reach,
+                   int64_t start_images, void *out) {
     Call call = describe(shape, sizes, value, 0, 0);
     call.is_bfloat16 = is_bfloat16;
-    call.projected = projected, call.bias = bias, call.references = references;
-    call.reference_images = reference_images, call.reference_size = reference_size;
+    call.projected = projected, call.bias = bias, call.starts = starts, call.reach = reach;
+    call.start_images = start_images;
     call.out = out;
     run((Queue){&call, sum_block, call.images * call.heads * ((call.queries + BLOCK - 1) / BLOCK), 0}, threads);
 }

@@ -275,30 +275,35 @@ class MSDeformAttn(nn.Module):
 
     def _sample_projected(self, query: Tensor, references: Tensor, values: Tensor, sizes: Sizes) -> Tensor:
         """Sample in C, which then also makes points and weights of what queries are projected to."""
-        _check_references(references)
         _check_compiled(values, references.dtype, self.n_levels * self.n_points)
+        starts, reach = self._starts_and_reach(references, sizes)
         weight, bias = self._projection()
         projected = linear_transposed(query, weight).to(references.dtype)
         flat_sizes = [side for size in sizes for side in size]
-        given = (projected, bias.to(references.dtype), references, self.n_points)
+        given = (projected, bias.to(references.dtype), starts, reach, self.n_points)
         return deform_attn_compiled.sum_projected(values, flat_sizes, *given)
 
     def _points_and_weights(self, query: Tensor, reference_points: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
         """Where every query looks and how much each point counts, as kernels take it, as precise as the references."""
-        _check_references(reference_points)
+        starts, reach = self._starts_and_reach(reference_points, sizes)
         layout = (self.n_heads, self.n_levels, self.n_points)
         projected = linear_transposed(query, *self._projection()).to(reference_points.dtype)
         offsets = projected[:, : self.sampling_offsets.out_features].unflatten(1, (2, *layout))
         logits = projected[:, self.sampling_offsets.out_features :].unflatten(1, (self.n_heads, -1))
         weights = logits.softmax(dim=2).unflatten(2, layout[1:])
+        if reach is not None:
+            offsets = offsets * reach[:, :, None, :, None]
+        return offsets + starts[:, :, None, :, None], weights
 
+    def _starts_and_reach(self, reference_points: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor | None]:
+        """Reference points in cells of each map, and of what boxes offsets are shares: (B or 1, 2, L, Q) each."""
+        if reference_points.shape[-1] not in (2, 4):
+            raise ValueError(f"reference_points must end in 2 or 4 numbers, got shape {tuple(reference_points.shape)}.")
         size_xy = _tensor_of([side for height, width in sizes for side in (width, height)], reference_points)
         size_xy = size_xy.view(-1, 2)  # (L, 2)
         references = reference_points.unflatten(-1, (-1, 2)) * size_xy[:, None]  # (B, Q, L, 1 or 2, 2)
-        references = references.permute(3, 0, 4, 2, 1)[:, :, :, None, :, None]  # (1 or 2, B, 2, 1, L, 1, Q)
-        if len(references) == 2:
-            offsets = offsets * (references[1] * (0.5 / self.n_points))
-        return offsets + (references[0] - 0.5), weights
+        references = references.permute(3, 0, 4, 2, 1)  # (1 or 2, B, 2, L, Q)
+        return references[0] - 0.5, references[1] * (0.5 / self.n_points) if len(references) == 2 else None
 
     def _projection(self) -> tuple[Tensor, Tensor]:
         """Weight (3*M*L*P, C) and bias of offsets and logits: x of all points, then y, then the logits."""
@@ -317,11 +322,6 @@ def _check_compiled(value: Tensor, dtype: torch.dtype, num_points: int) -> None:
     refusal = deform_attn_compiled.why_not(value, dtype, num_points)
     if refusal:
         raise ValueError(f"the compiled kernel of deformable attention cannot run: {refusal}; choose another kernel.")
-
-
-def _check_references(reference_points: Tensor) -> None:
-    if reference_points.shape[-1] not in (2, 4):
-        raise ValueError(f"reference_points must end in 2 or 4 numbers, got shape {tuple(reference_points.shape)}.")
 
 
 def _check_sizes(sizes: Sizes | Tensor, num_levels: int, num_cells: int) -> list[tuple[int, int]]:

@@ -44,31 +44,42 @@ def _sum_points(value: Tensor, sizes: list[int], points: Tensor, weights: Tensor
 @torch.library.custom_op(
     "mask2former::deform_attn_projected",
     mutates_args=(),
-    schema="(Tensor value, int[] sizes, Tensor projected, Tensor bias, Tensor references, int num_points) -> Tensor",
+    schema="(Tensor value, int[] sizes, Tensor projected, Tensor bias, Tensor starts, Tensor? reach, int num_points)"
+    " -> Tensor",
 )
 def sum_projected(
-    value: Tensor, sizes: list[int], projected: Tensor, bias: Tensor, references: Tensor, num_points: int
+    value: Tensor,
+    sizes: list[int],
+    projected: Tensor,
+    bias: Tensor,
+    starts: Tensor,
+    reach: Tensor | None,
+    num_points: int,
 ) -> Tensor:
     """Sample without gradients where a linear map says: the sums of `deform_attn.Kernel`, in the type of the values.
 
     Args:
-        value: (B, S, M, D), see `why_not`.
+        value: (B, S, M, D), see `why_not`; all others are float32.
         sizes: H_1, W_1, H_2, ...
-        projected: (B, 3*M*L*P, Q) float32: x of all points in cells relative to the reference points, then y, then the
-            logits of the weights.
+        projected: (B, 3*M*L*P, Q): x of all points, then y, then the logits of the weights.
         bias: (3*M*L*P,), to be added to that.
-        references: (B or 1, Q, L, 2 or 4), see `deform_attn.MSDeformAttn.sample`.
+        starts: (B or 1, 2, L, Q), to be added to x and y of the points on each map.
+        reach: (B or 1, 2, L, Q), what they are multiplied by before.
         num_points: P.
     """
     num_queries = projected.shape[-1]
     out = _for_sums(value, num_queries)
     if out.numel() > 0:
-        heads, references = _head_by_head(value), references.permute(0, 2, 3, 1).contiguous()
-        projected, bias = projected.contiguous(), bias.contiguous()
+        heads, projected, bias, starts = (
+            _head_by_head(value),
+            projected.contiguous(),
+            bias.contiguous(),
+            starts.contiguous(),
+        )
+        reach = None if reach is None else reach.contiguous()
         first = _shape(value, sizes, (len(sizes) // 2, num_points, num_queries))
-        addresses = _addresses(heads, projected, bias, references)
-        counts = (references.shape[0], references.shape[2])
-        _library().sum_projected(*first, out.dtype == torch.bfloat16, *addresses, *counts, out.data_ptr())
+        addresses = _addresses(heads, projected, bias, starts, reach)
+        _library().sum_projected(*first, out.dtype == torch.bfloat16, *addresses, len(starts), out.data_ptr())
     return out.to(value.dtype)
 
 
@@ -106,8 +117,8 @@ def _shape(value: Tensor, sizes: list[int], counts: Sequence[int]) -> tuple[ctyp
     return (ctypes.c_int64 * len(shape))(*shape), (ctypes.c_int64 * len(sizes))(*sizes), torch.get_num_threads()
 
 
-def _addresses(*tensors: Tensor) -> list[int]:
-    return [tensor.data_ptr() for tensor in tensors]
+def _addresses(*tensors: Tensor | None) -> list[int | None]:
+    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
 @functools.cache
@@ -119,8 +130,8 @@ def _library() -> ctypes.CDLL:
     first: list[Any] = [counts, counts, ctypes.c_int64]
     library.sum_points.argtypes = [*first, ctypes.c_int, *4 * [ctypes.c_void_p]]
     library.spread_gradient.argtypes = [*first, *7 * [ctypes.c_void_p]]
-    references: list[Any] = [ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
-    library.sum_projected.argtypes = [*first, ctypes.c_int, *4 * [ctypes.c_void_p], *references]
+    last: list[Any] = [ctypes.c_int64, ctypes.c_void_p]
+    library.sum_projected.argtypes = [*first, ctypes.c_int, *5 * [ctypes.c_void_p], *last]
     library.sum_projected.restype = None
     library.sum_points.restype = library.spread_gradient.restype = None
     return library
