@@ -17,7 +17,7 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-enum { LANES = 16, USUAL_DIM = 32, BLOCK = 64, MAX_POINTS = 64, MAX_THREADS = 256, ALL_INSIDE = 15 };
+enum { LANES = 16, USUAL_DIM = 32, BLOCK = 64, BORDER = 2, MAX_POINTS = 64, MAX_THREADS = 256 };
 
 typedef float Lanes __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
@@ -31,8 +31,8 @@ typedef struct {
     void *out;
     int is_bfloat16; /* out, which otherwise is float32 */
     float *grad_value, *grad_points, *grad_weights;
-    const float *projected, *bias, *starts, *reach; /* instead of points and weights, see sum_projected */
-    int64_t start_images;
+    const float *projected, *bias, *starts, *reach; /* instead of points, see sum_projected */
+    int64_t projected_rows, start_images;
 } Call;
 
 /* One of the points of each query of a block. */
@@ -52,18 +52,18 @@ INLINE Lanes load(const float *from, int64_t count) {
     return lanes;
 }
 
-/* Cell before a point, and how far the point is beyond it; cells far outside stand for all beyond. */
+/* Cell before a point, and how far the point is beyond it; cells far outside stand for all beyond. The part is taken of a
+   positive number, as in `sample_by_bags`, and rounded as there. */
 INLINE int32_t cell_before(float point, float size, float *part) {
-    float near = point > -2 ? point : -2; /* also where the point is not a number, which no integer could hold */
-    near = near < size + 1 ? near : size + 1;
+    float counted = point + BORDER, near = counted > 0 ? counted : 0; /* also where the point is not a number */
+    near = near < size + BORDER ? near : size + BORDER;
     int32_t cell = (int32_t)near;
-    cell -= cell > near;
     *part = near - cell + (point - point); /* not a number remains one */
-    return cell;
+    return cell - BORDER;
 }
 
-/* Where the points of `count` queries of a head are; `skip` is from one point to the next in x, y and weight. */
-INLINE void locate(const Call *call, const float *x, const float *y, const float *weight, int64_t skip, int64_t count,
+/* Where the points of `count` queries of a head are; `skip` is from one point to the next in x and y. */
+INLINE void locate(const Call *call, const float *x, const float *y, int64_t skip, const float *weight, int64_t count,
                    Place *places) {
     int32_t start = 0;
     for (int64_t level = 0; level < call->levels; level++) {
@@ -79,13 +79,14 @@ INLINE void locate(const Call *call, const float *x, const float *y, const float
                 places->inside[q] = (left | right << 1) * above | (left | right << 1) * below << 2;
                 places->x_part[q] = x_part;
                 places->y_part[q] = y_part;
-                float lower = weight[q] * y_part, upper = weight[q] - lower;
-                places->share[0][q] = upper - upper * x_part;
-                places->share[1][q] = upper * x_part;
-                places->share[2][q] = lower - lower * x_part;
-                places->share[3][q] = lower * x_part;
+                float on_right = weight[q] * x_part, on_left = weight[q] - on_right;
+                float right_below = on_right * y_part, left_below = on_left * y_part;
+                places->share[0][q] = on_left - left_below;
+                places->share[1][q] = on_right - right_below;
+                places->share[2][q] = left_below;
+                places->share[3][q] = right_below;
             }
-            x += skip, y += skip, weight += skip;
+            x += skip, y += skip, weight += call->queries;
         }
         start += height * width;
     }
@@ -95,66 +96,31 @@ INLINE void locate_given(const Call *call, int64_t image, int64_t head, int64_t 
     int64_t rows = call->heads * call->num_points, row = head * call->num_points;
     const float *x = call->points + (image * 2 * rows + row) * call->queries + query;
     const float *weight = call->weights + (image * rows + row) * call->queries + query;
-    locate(call, x, x + rows * call->queries, weight, call->queries, count, places);
-}
-
-/* e to the x for x up to 0, to 1e-7 of it: 2 to the n times e to the rest, by a polynomial. */
-INLINE float exponential(float x) {
-    const float rounder = 12582912.0f; /* 1.5 * 2 ** 23: a number added to it loses what is behind the point */
-    x = x < -87.0f ? -87.0f : x;
-    float shifted = x * 1.44269504f + rounder, n = shifted - rounder;
-    float rest = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float series = 1.0f / 5040;
-    series = series * rest + 1.0f / 720;
-    series = series * rest + 1.0f / 120;
-    series = series * rest + 1.0f / 24;
-    series = series * rest + 1.0f / 6;
-    series = series * rest + 0.5f;
-    series = series * rest + 1.0f;
-    series = series * rest + 1.0f;
-    uint32_t bits;
-    memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits - 0x4B400000u + 127) << 23;
-    float power;
-    memcpy(&power, &bits, sizeof power);
-    return series * power;
-}
-
-/* Weights from logits, in place: softmax over the points of each query. */
-INLINE void softmax(float (*weights)[BLOCK], int64_t num_points, int64_t count) {
-    float most[BLOCK], sum[BLOCK];
-    for (int64_t q = 0; q < count; q++) most[q] = weights[0][q], sum[q] = 0;
-    for (int64_t k = 1; k < num_points; k++)
-        for (int64_t q = 0; q < count; q++) most[q] = weights[k][q] > most[q] ? weights[k][q] : most[q];
-    for (int64_t k = 0; k < num_points; k++)
-        for (int64_t q = 0; q < count; q++) sum[q] += weights[k][q] = exponential(weights[k][q] - most[q]);
-    for (int64_t k = 0; k < num_points; k++)
-        for (int64_t q = 0; q < count; q++) weights[k][q] /= sum[q];
+    locate(call, x, x + rows * call->queries, call->queries, weight, count, places);
 }
 
 /* The same from what a linear map says of the queries, see sum_projected. */
 INLINE void locate_projected(const Call *call, int64_t image, int64_t head, int64_t query, int64_t count,
                              Place *places) {
-    float given[3][MAX_POINTS][BLOCK]; /* x, y and weight */
-    int64_t rows = call->heads * call->num_points;
-    for (int axis = 0; axis < 3; axis++) {
+    float points[2][MAX_POINTS][BLOCK];
+    int64_t rows = call->heads * call->num_points, first_row = head * call->num_points;
+    for (int axis = 0; axis < 2; axis++) {
         for (int64_t k = 0; k < call->num_points; k++) {
-            int64_t row = axis * rows + head * call->num_points + k, level = k / call->points_per_level;
-            const float *projected = call->projected + (image * 3 * rows + row) * call->queries + query;
-            float bias = call->bias[row];
-            for (int64_t q = 0; q < count; q++) given[axis][k][q] = projected[q] + bias;
-            if (axis == 2) continue;
+            int64_t row = axis * rows + first_row + k, level = k / call->points_per_level;
+            const float *projected = call->projected + (image * call->projected_rows + row) * call->queries + query;
             int64_t start_row = ((call->start_images == 1 ? 0 : image) * 2 + axis) * call->levels + level;
             const float *start = call->starts + start_row * call->queries + query;
+            float *point = points[axis][k], bias = call->bias[row];
+            for (int64_t q = 0; q < count; q++) point[q] = projected[q] + bias;
             if (call->reach) {
                 const float *reach = call->reach + start_row * call->queries + query;
-                for (int64_t q = 0; q < count; q++) given[axis][k][q] *= reach[q];
+                for (int64_t q = 0; q < count; q++) point[q] *= reach[q];
             }
-            for (int64_t q = 0; q < count; q++) given[axis][k][q] += start[q];
+            for (int64_t q = 0; q < count; q++) point[q] += start[q];
         }
     }
-    softmax(given[2], call->num_points, count);
-    locate(call, given[0][0], given[1][0], given[2][0], BLOCK, count, places);
+    const float *weight = call->weights + (image * rows + first_row) * call->queries + query;
+    locate(call, points[0][0], points[1][0], BLOCK, weight, count, places);
 }
 
 INLINE void store(void *into, int64_t place, Lanes lanes, int64_t count, int is_bfloat16) {
@@ -169,31 +135,21 @@ INLINE void store(void *into, int64_t place, Lanes lanes, int64_t count, int is_
     memcpy((uint16_t *)into + place, &halves, 2 * count);
 }
 
-/* Sum `n` (1 or 2) times `count` (up to 16) channels of query q of a block. */
+/* Sum `n` (1 or 2) times `count` (up to 16) channels of query q of a block: left above of all points, then right above,
+   and so on, as `sample_by_bags` does. */
 INLINE void sum_lanes(const Call *call, const Place *places, int64_t q, int64_t start, int64_t out, int n,
                       int64_t count, int is_bfloat16) {
-    Lanes sum[2][2] = {{{0}}}; /* two of each, because a sum waits for the one before it */
-    for (const Place *place = places; place < places + call->num_points; place++) {
-        int64_t cell = start + place->cell[q] * call->dim;
-        int64_t corners[4] = {cell, cell + call->dim, cell + place->below, cell + place->below + call->dim};
-        int32_t inside = place->inside[q];
-        if (inside == ALL_INSIDE) {
-            for (int corner = 0; corner < 4; corner++)
-                for (int i = 0; i < n; i++)
-                    sum[corner / 2][i] += place->share[corner][q] *
-                                          load(call->value + corners[corner] + i * LANES, count);
-            continue;
-        }
-        for (int corner = 0; corner < 4; corner++) {
-            for (int i = 0; i < n; i++) {
-                Lanes value = {0}; /* times which a share that is not a number remains one */
-                if (inside >> corner & 1)
-                    value = load(call->value + corners[corner] + i * LANES, count);
-                sum[corner / 2][i] += place->share[corner][q] * value;
-            }
+    static const float outside[2 * LANES]; /* zeros, times which a share that is not a number remains one */
+    Lanes sum[2] = {{0}, {0}};
+    for (int corner = 0; corner < 4; corner++) {
+        for (const Place *place = places; place < places + call->num_points; place++) {
+            int64_t step = (corner & 1 ? call->dim : 0) + (corner & 2 ? place->below : 0);
+            const float *cell = call->value + (start + place->cell[q] * call->dim + step);
+            const float *from = place->inside[q] >> corner & 1 ? cell : outside;
+            for (int i = 0; i < n; i++) sum[i] += place->share[corner][q] * load(from + i * LANES, count);
         }
     }
-    for (int i = 0; i < n; i++) store(call->out, out + i * LANES, sum[0][i] + sum[1][i], count, is_bfloat16);
+    for (int i = 0; i < n; i++) store(call->out, out + i * LANES, sum[i], count, is_bfloat16);
 }
 
 INLINE void sum_query(const Call *call, const Place *places, int64_t q, int64_t start, int64_t out, int is_bfloat16) {
@@ -322,16 +278,16 @@ void sum_points(const int64_t *shape, const int64_t *sizes, int64_t threads, int
     run((Queue){&call, sum_block, call.images * call.heads * ((call.queries + BLOCK - 1) / BLOCK), 0}, threads);
 }
 
-/* The same for points and weights that a linear map makes of the queries: projected is (B, 3 * M * L * P, Q), x, y and
-   logits of the points, and bias (3 * M * L * P) is still to be added. Then x and y are multiplied by reach, unless that
-   is null, and added to starts, both (start_images, 2, L, Q) with start_images 1 or B. */
+/* The same for points that a linear map makes of the queries: projected is (B, projected_rows, Q), the first 2 * M * L * P
+   rows x and y of the points, to which bias (projected_rows) is still to be added. Then they are multiplied by reach,
+   unless that is null, and added to starts, both (start_images, 2, L, Q) with start_images 1 or B. */
 void sum_projected(const int64_t *shape, const int64_t *sizes, int64_t threads, int is_bfloat16, const float *value,
                    const float *projected, const float *bias, const float *starts, const float *reach,
-                   int64_t start_images, void *out) {
-    Call call = describe(shape, sizes, value, 0, 0);
+                   const float *weights, int64_t projected_rows, int64_t start_images, void *out) {
+    Call call = describe(shape, sizes, value, 0, weights);
     call.is_bfloat16 = is_bfloat16;
     call.projected = projected, call.bias = bias, call.starts = starts, call.reach = reach;
-    call.start_images = start_images;
+    call.projected_rows = projected_rows, call.start_images = start_images;
     call.out = out;
     run((Queue){&call, sum_block, call.images * call.heads * ((call.queries + BLOCK - 1) / BLOCK), 0}, threads);
 }

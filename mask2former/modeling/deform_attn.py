@@ -274,13 +274,14 @@ class MSDeformAttn(nn.Module):
         return KERNELS[name](values, sizes, points, weights).to(value.dtype)
 
     def _sample_projected(self, query: Tensor, references: Tensor, values: Tensor, sizes: Sizes) -> Tensor:
-        """Sample in C, which then also makes points and weights of what queries are projected to."""
+        """Sample in C, which then also makes points of what queries are projected to."""
         _check_compiled(values, references.dtype, self.n_levels * self.n_points)
-        starts, reach = self._starts_and_reach(references, sizes)
         weight, bias = self._projection()
-        projected = linear_transposed(query, weight).to(references.dtype)
+        projected, bias = linear_transposed(query, weight).to(references.dtype), bias.to(references.dtype)
+        first = self.sampling_offsets.out_features  # of the logits
+        weights = self._weights(projected[:, first:] + bias[first:, None])
         flat_sizes = [side for size in sizes for side in size]
-        given = (projected, bias.to(references.dtype), starts, reach, self.n_points)
+        given = (projected, bias, *self._starts_and_reach(references, sizes), weights)
         return deform_attn_compiled.sum_projected(values, flat_sizes, *given)
 
     def _points_and_weights(self, query: Tensor, reference_points: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
@@ -289,11 +290,15 @@ class MSDeformAttn(nn.Module):
         layout = (self.n_heads, self.n_levels, self.n_points)
         projected = linear_transposed(query, *self._projection()).to(reference_points.dtype)
         offsets = projected[:, : self.sampling_offsets.out_features].unflatten(1, (2, *layout))
-        logits = projected[:, self.sampling_offsets.out_features :].unflatten(1, (self.n_heads, -1))
-        weights = logits.softmax(dim=2).unflatten(2, layout[1:])
+        weights = self._weights(projected[:, self.sampling_offsets.out_features :])
         if reach is not None:
             offsets = offsets * reach[:, :, None, :, None]
         return offsets + starts[:, :, None, :, None], weights
+
+    def _weights(self, logits: Tensor) -> Tensor:
+        """Attention weights (B, M, L, P, Q) of logits (B, M*L*P, Q)."""
+        weights = logits.unflatten(1, (self.n_heads, -1)).softmax(dim=2)
+        return weights.unflatten(2, (self.n_levels, self.n_points))
 
     def _starts_and_reach(self, reference_points: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor | None]:
         """Reference points in cells of each map, and of what boxes offsets are shares: (B or 1, 2, L, Q) each."""

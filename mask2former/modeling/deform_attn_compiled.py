@@ -44,7 +44,7 @@ def _sum_points(value: Tensor, sizes: list[int], points: Tensor, weights: Tensor
 @torch.library.custom_op(
     "mask2former::deform_attn_projected",
     mutates_args=(),
-    schema="(Tensor value, int[] sizes, Tensor projected, Tensor bias, Tensor starts, Tensor? reach, int num_points)"
+    schema="(Tensor value, int[] sizes, Tensor projected, Tensor bias, Tensor starts, Tensor? reach, Tensor weights)"
     " -> Tensor",
 )
 def sum_projected(
@@ -54,32 +54,26 @@ def sum_projected(
     bias: Tensor,
     starts: Tensor,
     reach: Tensor | None,
-    num_points: int,
+    weights: Tensor,
 ) -> Tensor:
     """Sample without gradients where a linear map says: the sums of `deform_attn.Kernel`, in the type of the values.
 
     Args:
         value: (B, S, M, D), see `why_not`; all others are float32.
         sizes: H_1, W_1, H_2, ...
-        projected: (B, 3*M*L*P, Q): x of all points, then y, then the logits of the weights.
-        bias: (3*M*L*P,), to be added to that.
+        projected: (B, R, Q), of which the first 2*M*L*P rows are x of all points, then y.
+        bias: (R,), to be added to that.
         starts: (B or 1, 2, L, Q), to be added to x and y of the points on each map.
         reach: (B or 1, 2, L, Q), what they are multiplied by before.
-        num_points: P.
+        weights: (B, M, L, P, Q).
     """
-    num_queries = projected.shape[-1]
-    out = _for_sums(value, num_queries)
+    out = _for_sums(value, weights.shape[-1])
     if out.numel() > 0:
-        heads, projected, bias, starts = (
-            _head_by_head(value),
-            projected.contiguous(),
-            bias.contiguous(),
-            starts.contiguous(),
-        )
-        reach = None if reach is None else reach.contiguous()
-        first = _shape(value, sizes, (len(sizes) // 2, num_points, num_queries))
-        addresses = _addresses(heads, projected, bias, starts, reach)
-        _library().sum_projected(*first, out.dtype == torch.bfloat16, *addresses, len(starts), out.data_ptr())
+        tensors = (_head_by_head(value), projected, bias, starts, reach, weights)
+        given = [None if tensor is None else tensor.contiguous() for tensor in tensors]
+        counts = (projected.shape[1], len(starts))
+        first = _shape(value, sizes, weights.shape[2:])
+        _library().sum_projected(*first, out.dtype == torch.bfloat16, *_addresses(*given), *counts, out.data_ptr())
     return out.to(value.dtype)
 
 
@@ -130,8 +124,8 @@ def _library() -> ctypes.CDLL:
     first: list[Any] = [counts, counts, ctypes.c_int64]
     library.sum_points.argtypes = [*first, ctypes.c_int, *4 * [ctypes.c_void_p]]
     library.spread_gradient.argtypes = [*first, *7 * [ctypes.c_void_p]]
-    last: list[Any] = [ctypes.c_int64, ctypes.c_void_p]
-    library.sum_projected.argtypes = [*first, ctypes.c_int, *5 * [ctypes.c_void_p], *last]
+    last: list[Any] = [ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
+    library.sum_projected.argtypes = [*first, ctypes.c_int, *6 * [ctypes.c_void_p], *last]
     library.sum_projected.restype = None
     library.sum_points.restype = library.spread_gradient.restype = None
     return library

@@ -19,6 +19,7 @@ def add_deform_attn(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=10, help="calls of which the fastest counts")
     parser.add_argument("--grad", action="store_true", help="time forward and backward")
+    parser.add_argument("--processor-time", action="store_true", help="count seconds of the CPU")
 
 
 def add_eval(parser: argparse.ArgumentParser) -> None:

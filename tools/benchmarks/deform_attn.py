@@ -1,14 +1,17 @@
-"""Deformable attention: milliseconds per call of every kernel, and of the textbook form.
+"""Deformable attention: milliseconds per call of every kernel and of the textbook form, and of what is no product.
 
     python tools/benchmark.py deform_attn --size 384 640 --frames 2 --threads 1
 
-The textbook form projects with `nn.Linear`, keeps locations in [0, 1] and stacks what `grid_sample` returns for every
-map before it is weighted. The largest difference from its result is printed too.
+The second number leaves the linear maps out, the same for all kernels: what is left is sampling, and making points and
+weights of the projected queries. Kernels take turns, and the best of their times counts. The textbook form projects
+with `nn.Linear`, keeps locations in [0, 1] and stacks what `grid_sample` returns for every map before it is weighted.
+The largest difference from its result is printed too.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable
 
@@ -16,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mask2former.linear import linear_transposed
 from mask2former.modeling.deform_attn import KERNELS, MSDeformAttn, Sizes
+from mask2former.modeling.deform_attn_compiled import SAMPLING
 
 STRIDES = (32, 16, 8)
 
@@ -44,12 +49,25 @@ def run(args: argparse.Namespace) -> None:
     print(f"{args.frames} x {num_cells} queries, {torch.get_num_threads()} threads, {args.device}, ms per call")
     want = call(lambda *inputs: textbook(module, *inputs))
     rows = {"textbook": lambda *inputs: textbook(module, *inputs)}
-    names = [name for name in KERNELS if name != "triton" or torch.device(args.device).type == "cuda"]
-    rows |= {name: _with_kernel(module, name) for name in names}
-    for name, form in rows.items():
-        difference = (call(form) - want).abs().max().item()
-        milliseconds = min(_seconds(lambda form=form: call(form), args.device) for _ in range(args.repeats)) * 1e3
-        print(f"{name:16s}{milliseconds:10.1f}   largest difference {difference:.1e}")
+    is_cpu = torch.device(args.device).type == "cpu"
+    absent = {"triton" if is_cpu else "compiled"} | ({"compiled"} if SAMPLING.load() is None else set())
+    rows |= {name: _with_kernel(module, name) for name in KERNELS if name not in absent}
+    rows["linear maps"] = lambda query, _, value, sizes: linear_maps(module, query, value)
+    differences = {name: (call(form) - want).abs().max().item() for name, form in rows.items()}
+    clock = time.process_time if args.processor_time else time.perf_counter
+    best = dict.fromkeys(rows, math.inf)
+    for _ in range(args.repeats):
+        for name, form in rows.items():
+            best[name] = min(best[name], 1e3 * _seconds(lambda form=form: call(form), args.device, clock))
+    for name in [*rows][:-1]:
+        rest = best[name] - best["linear maps"]
+        print(f"{name:16s}{best[name]:10.1f}{rest:10.1f}   largest difference {differences[name]:.1e}")
+
+
+def linear_maps(module: MSDeformAttn, query: Tensor, value: Tensor) -> Tensor:
+    """The products of the module: of values, offsets and logits, and outputs."""
+    projected = linear_transposed(query, *module._projection())
+    return module.output_proj(module.value_proj(value)) + projected[:, :1].transpose(1, 2)
 
 
 def textbook(module: MSDeformAttn, query: Tensor, reference_points: Tensor, value: Tensor, sizes: Sizes) -> Tensor:
@@ -79,9 +97,9 @@ def _with_kernel(module: MSDeformAttn, name: str) -> Callable[..., Tensor]:
     return form
 
 
-def _seconds(function: Callable[[], object], device: str) -> float:
-    start = time.perf_counter()
+def _seconds(function: Callable[[], object], device: str, clock: Callable[[], float]) -> float:
+    start = clock()
     function()
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
