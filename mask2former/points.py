@@ -56,9 +56,9 @@ def sample_pixels(clips: Tensor | Sequence[Tensor], points: Tensor) -> Tensor:
     """
     num_frames, height, width, channels = clips[0].shape
     if points.device.type != "cpu" or points.dtype != torch.float32 or points.numel() * channels == 0:
-        maps = [clip.permute(0, 3, 1, 2) for clip in clips]
-        read = [point_sample(*each) for each in zip(maps, points[:, None].expand(-1, num_frames, -1, -1), strict=True)]
-        return torch.stack(read).transpose(2, 3).flatten(1, 2)
+        maps = (clips if isinstance(clips, Tensor) else torch.stack(list(clips))).flatten(0, 1).permute(0, 3, 1, 2)
+        read = point_sample(maps, points.repeat_interleave(num_frames, dim=0))  # (E*T, C, P)
+        return read.transpose(1, 2).reshape(len(points), num_frames * points.shape[1], channels)
     with torch.no_grad():
         rows, weights = _neighbours(points, height, width)  # (E, P, 4)
         frames = torch.arange(num_frames) * (height * width)

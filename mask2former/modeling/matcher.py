@@ -18,8 +18,9 @@ from torch.nn.utils.rnn import pad_sequence
 from ..points import sample_lists, sample_pixels
 from ..transfer import to_device, to_host
 
-COMPARED_AT_ONCE = 2**20  # pixels of predicted masks; more images are compared one after the other
-CACHED = 2**17  # pixels
+COMPARED_AT_ONCE = 2**24  # pixels of predicted masks; more images are compared one after the other
+COMPARED_ON_CPU = 2**20  # of them, where large tensors are slow
+CACHED = 2**17  # of them
 
 Match = tuple[Tensor, Tensor]  # query indices, ascending, and object indices, (n,) each, int64 on the CPU
 
@@ -125,7 +126,8 @@ class HungarianMatcher(nn.Module):
         masks = outputs["pred_masks"]
         depth = len(places[0]) if isinstance(places[0], tuple) else 1  # of an entry in the outputs
         pixels = math.prod(masks.shape[depth:-2]) * self.num_points  # that are read of the masks of an entry
-        at_once = max(1, COMPARED_AT_ONCE // max(pixels, 1))
+        most = min(COMPARED_AT_ONCE, COMPARED_ON_CPU) if points.device.type == "cpu" else COMPARED_AT_ONCE
+        at_once = max(1, most // max(pixels, 1))
         costs = []
         for start in range(0, len(places), at_once):
             part = slice(start, start + at_once)
