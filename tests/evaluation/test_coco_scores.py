@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 
 import numpy as np
@@ -64,6 +65,22 @@ def test_coco_without_predictions_scores_0():
     assert score_coco(truth, [])["segm"]["AP"] == 0
 
 
+def test_masks_are_scored_where_all_results_have_them_and_asking_for_them_names_the_one_that_has_none():
+    truth, results = coco_files()
+    results[1]["segmentation"] = None
+    assert set(score_coco(truth, results)) == {"bbox"}
+    with pytest.raises(ValueError, match=r"detection 1 \(image 1\): has no 'segmentation'"):
+        score_coco(truth, results, ["segm"])
+
+
+def test_results_of_categories_that_the_ground_truth_lacks_change_no_score_and_are_named(caplog):
+    truth, results = coco_files()
+    with caplog.at_level(logging.WARNING):
+        tables = score_coco(truth, [*results, {**results[0], "category_id": 77, "score": 1.0}])
+    assert tables == score_coco(truth, results)
+    assert "categories that the ground truth does not list were ignored: 77" in caplog.text
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -71,6 +88,7 @@ def test_coco_without_predictions_scores_0():
         ({"score": None}, r"detection 1 \(image 1\): 'score' must be a finite number"),
         ({"segmentation": {"size": [40, 60], "counts": "11"}}, r"detection 1 \(image 1\)"),
         ({"segmentation": {"size": [60, 40], "counts": "11"}}, r"detection 1 \(image 1\)"),
+        ({"segmentation": [[0, 0, 9, 0, 9, 9]]}, r"detection 1 \(image 1\): polygons are no form of results"),
     ],
 )
 def test_bad_image_results_are_refused_by_their_place(change, message):
