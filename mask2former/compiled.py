@@ -3,7 +3,7 @@
     LOOPS = CSource("loops of masks", Path(__file__).with_name("runs.c"))
     library = LOOPS.load()  # a ctypes.CDLL, or None: then numpy or torch does the same
 
-A source is compiled once, in less than a second, into the user's cache folder, see `cache_folder`. The file is named
+A source is compiled once, in a second or two, into the user's cache folder, see `cache_folder`. The file is named
 after everything it depends on, so that none is used with another source, compiler or kind of machine; it is complete or
 not there, so that processes may compile at the same time; and it is loaded only if nobody else can have put it there.
 Whatever fails, or `LBVQ_COMPILE=0` in the environment, gives None, and the log says why, once.
