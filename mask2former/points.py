@@ -55,7 +55,7 @@ def sample_pixels(clips: Tensor | Sequence[Tensor], points: Tensor) -> Tensor:
         (E, T*P, C), as precise as the points at least.
     """
     num_frames, height, width, channels = clips[0].shape
-    if points.device.type != "cpu" or points.dtype != torch.float32 or points.numel() * channels == 0:
+    if not _are_read_as_rows(points) or points.numel() * channels == 0:
         maps = (clips if isinstance(clips, Tensor) else torch.stack(list(clips))).flatten(0, 1).permute(0, 3, 1, 2)
         read = point_sample(maps, points.repeat_interleave(num_frames, dim=0))  # (E*T, C, P)
         return read.transpose(1, 2).reshape(len(points), num_frames * points.shape[1], channels)
@@ -72,6 +72,10 @@ def sample_pixels(clips: Tensor | Sequence[Tensor], points: Tensor) -> Tensor:
             for clip, at, share in zip(clips, rows, weights.reshape(len(rows), -1, 4), strict=True)
         ]
         return (sums[0] if len(sums) == 1 else torch.cat(sums)).view(len(points), -1, channels)
+
+
+def _are_read_as_rows(points: Tensor) -> bool:
+    return points.device.type == "cpu" and points.dtype == torch.float32
 
 
 def _neighbours(points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from video_models import load_cfg, small_cfg
 from vit_models import PMT, TINY, VIDEOMT, cfg_of
 
 from lbvq.modeling.online import tracking
-from mask2former import linear
+from mask2former import linear, points
 from mask2former.modeling.deform_attn import MSDeformAttn
 from mask2former.registry import build_model
 from mask2former.transfer import most_precise
@@ -63,6 +63,7 @@ def as_elsewhere(model: nn.Module) -> ExitStack:
     """Compute in the forms of devices other than CPU and CUDA."""
     stack = ExitStack()
     stack.enter_context(patch.object(linear, "_HAS_ONEDNN", False))
+    stack.enter_context(patch.object(points, "_are_read_as_rows", lambda _: False))
     stack.enter_context(patch.object(tracking, "most_precise", lambda device: most_precise(torch.device("mps"))))
     stack.enter_context(sdpa_kernel(SDPBackend.MATH))
     for module in model.modules():
