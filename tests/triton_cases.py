@@ -11,31 +11,12 @@ import re
 import pytest
 import torch
 from golden_fill import fill_
-from torch import Tensor
+from sampling_cases import THREE, random_case, sums_and_gradients
 
 from mask2former.modeling import deform_attn, deform_attn_triton
 from mask2former.modeling.deform_attn import MSDeformAttn, sample_by_grid, sample_by_triton, triton_agrees
 
 CPU = torch.device("cpu")
-THREE = [(2, 3), (4, 6), (8, 12)]
-
-
-def random_case(sizes, *, batch=1, num_heads=1, head_dim=4, num_points=1, num_queries=21, spread=4.0):
-    """Values, sizes, points (many of them outside of their map) and weights; small, as the interpreter is slow."""
-    generator = torch.Generator().manual_seed(0)
-    layout = (num_heads, len(sizes), num_points, num_queries)
-    value = torch.randn(batch, sum(h * w for h, w in sizes), num_heads, head_dim, generator=generator)
-    middle = torch.tensor([[(w - 1) / 2 for _, w in sizes], [(h - 1) / 2 for h, _ in sizes]])
-    points = torch.randn(batch, 2, *layout, generator=generator) * spread + middle[:, None, :, None, None]
-    return value, sizes, points, torch.rand(batch, *layout, generator=generator)
-
-
-def sums_and_gradients(kernel, case) -> list[Tensor]:
-    value, sizes, points, weights = case
-    inputs = [tensor.clone().requires_grad_() for tensor in (value, points, weights)]
-    out = kernel(inputs[0], sizes, inputs[1], inputs[2])
-    grad = torch.linspace(-1, 1, out.numel()).view(out.shape).to(value.dtype).to(out.dtype)
-    return [out, *torch.autograd.grad(out, inputs, grad)]
 
 
 def assert_equal_results(case, atol=1e-4):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
+import sampling_cases
 import torch
 from golden_fill import fill_
+from sampling_cases import THREE, sums_and_gradients
 
 from lbvq.engine.flops import flops_by_part
 from mask2former.compiled import SWITCH, CSource
@@ -12,26 +16,8 @@ from mask2former.modeling import deform_attn_compiled
 from mask2former.modeling.deform_attn import KERNELS, MSDeformAttn, choose_kernel, sample_by_grid, sample_compiled
 from mask2former.modeling.deform_attn_compiled import MAX_POINTS, SAMPLING
 
+random_case = partial(sampling_cases.random_case, head_dim=32)  # as networks have
 needs_compiler = pytest.mark.skipif(SAMPLING.load() is None, reason="needs a C compiler")
-THREE = [(2, 3), (4, 6), (8, 12)]
-
-
-def random_case(sizes, *, batch=1, num_heads=1, head_dim=32, num_points=1, num_queries=21, spread=4.0):
-    """Values, sizes, points (many of them outside of their map) and weights."""
-    generator = torch.Generator().manual_seed(0)
-    layout = (num_heads, len(sizes), num_points, num_queries)
-    value = torch.randn(batch, sum(h * w for h, w in sizes), num_heads, head_dim, generator=generator)
-    middle = torch.tensor([[(w - 1) / 2 for _, w in sizes], [(h - 1) / 2 for h, _ in sizes]])
-    points = torch.randn(batch, 2, *layout, generator=generator) * spread + middle[:, None, :, None, None]
-    return value, sizes, points, torch.rand(batch, *layout, generator=generator)
-
-
-def sums_and_gradients(kernel, case):
-    value, sizes, points, weights = case
-    inputs = [tensor.clone().requires_grad_() for tensor in (value, points, weights)]
-    out = kernel(inputs[0], sizes, inputs[1], inputs[2])
-    grad = torch.linspace(-1, 1, out.numel()).view(out.shape).to(value.dtype).to(out.dtype)
-    return [out, *torch.autograd.grad(out, inputs, grad)]
 
 
 def assert_results_of_grid_sample(case, tolerance=2e-5):
