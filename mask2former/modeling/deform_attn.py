@@ -82,13 +82,13 @@ def sample_by_triton(value: Tensor, sizes: Sizes, points: Tensor, weights: Tenso
         raise ValueError(f"the Triton kernel of deformable attention cannot run: {refusal}; choose another kernel.")
     from .deform_attn_triton import sum_points
 
-    return sum_points(value, [side for size in sizes for side in size], points, weights)
+    return sum_points(value, _flat(sizes), points, weights)
 
 
 def sample_compiled(value: Tensor, sizes: Sizes, points: Tensor, weights: Tensor) -> Tensor:
     """Sample in C, on CPUs; see `deform_attn_compiled`. Several times as fast as `sample_by_bags`."""
     _check_compiled(value, points.dtype, points.shape[3] * points.shape[4])
-    return deform_attn_compiled.sum_points(value, [side for size in sizes for side in size], points, weights)
+    return deform_attn_compiled.sum_points(value, _flat(sizes), points, weights)
 
 
 KERNELS: dict[str, Kernel] = {
@@ -280,9 +280,8 @@ class MSDeformAttn(nn.Module):
         projected, bias = linear_transposed(query, weight).to(references.dtype), bias.to(references.dtype)
         first = self.sampling_offsets.out_features  # of the logits
         weights = self._weights(projected[:, first:] + bias[first:, None])
-        flat_sizes = [side for size in sizes for side in size]
         given = (projected, bias, *self._starts_and_reach(references, sizes), weights)
-        return deform_attn_compiled.sum_projected(values, flat_sizes, *given)
+        return deform_attn_compiled.sum_projected(values, _flat(sizes), *given)
 
     def _points_and_weights(self, query: Tensor, reference_points: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
         """Where every query looks and how much each point counts, as kernels take it, as precise as the references."""
@@ -344,6 +343,11 @@ def _tensor_of(numbers: Sequence[float], like: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         return torch.stack([torch.full((), number, dtype=like.dtype, device=like.device) for number in numbers])
     return tensor_like(numbers, like)
+
+
+def _flat(sizes: Sizes) -> list[int]:
+    """H_1, W_1, H_2, ..., as operators take them."""
+    return [side for size in sizes for side in size]
 
 
 def _areas(sizes: Sizes) -> list[int]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..compiled import CSource
-from .deform_attn_operator import make_operator
+from .deform_attn_operator import make_operator, room_for_sums
 
 MAX_POINTS = 64  # as in the C source
 TYPES = (torch.float32, torch.bfloat16, torch.float16)  # of values; points and weights are float32
@@ -79,7 +79,7 @@ def sum_projected(
 
 @sum_projected.register_fake
 def _empty_projected_sums(value: Tensor, sizes: list[int], projected: Tensor, *others: Any) -> Tensor:
-    return value.new_empty(len(value), projected.shape[-1], value.shape[2] * value.shape[3])
+    return room_for_sums(value, projected.shape[-1])
 
 
 def _spread_gradient(
@@ -101,7 +101,7 @@ def _head_by_head(value: Tensor) -> Tensor:
 def _for_sums(value: Tensor, num_queries: int) -> Tensor:
     """(B, Q, M*D) as C writes it, bfloat16 or float32."""
     dtype = torch.bfloat16 if value.dtype == torch.bfloat16 else torch.float32
-    return value.new_empty(len(value), num_queries, value.shape[2] * value.shape[3], dtype=dtype)
+    return room_for_sums(value, num_queries, dtype)
 
 
 def _shape(value: Tensor, sizes: list[int], counts: Sequence[int]) -> tuple[ctypes.Array, ctypes.Array, int]:

@@ -24,7 +24,7 @@ def make_operator(name: str, sums: Sums, gradients: Gradients) -> Sums:
 
     def compute(value: Tensor, sizes: list[int], points: Tensor, weights: Tensor) -> Tensor:
         if value.numel() == 0 or weights.numel() == 0:
-            return empty_sums(value, sizes, points, weights)
+            return empty_sums(value, sizes, points, weights).zero_()  # no points, or nothing to read
         return sums(value.contiguous(), sizes, points.contiguous(), weights.contiguous())
 
     def compute_gradients(
@@ -55,9 +55,14 @@ def make_operator(name: str, sums: Sums, gradients: Gradients) -> Sums:
 
 
 def empty_sums(value: Tensor, sizes: list[int], points: Tensor, weights: Tensor) -> Tensor:
-    """Where the result goes: (B, Q, M*D)."""
+    """Where the result goes, see `room_for_sums`."""
+    return room_for_sums(value, weights.shape[-1])
+
+
+def room_for_sums(value: Tensor, num_queries: int, dtype: torch.dtype | None = None) -> Tensor:
+    """(B, Q, M*D) for the sums of values (B, S, M, D), in their type if no other is given."""
     batch, _, num_heads, head_dim = value.shape
-    return value.new_empty(batch, weights.shape[-1], num_heads * head_dim)
+    return value.new_empty(batch, num_queries, num_heads * head_dim, dtype=dtype)
 
 
 def _empty_gradients(

@@ -293,3 +293,11 @@ def test_it_holds_no_product_that_would_have_to_be_counted():
         assert not uncounted
         counts.append(parts)
     assert counts[0] == counts[1] and counts[0][0][1] > 0
+
+
+@needs_compiler
+@pytest.mark.parametrize("sizes, num_points", [([(0, 3)], 2), ([(2, 3)], 0)])
+def test_where_nothing_is_read_sums_are_zero(sizes, num_points):
+    for _ in range(3):  # memory that was in use before
+        torch.full((1, 50, 32), 7.0)
+        assert not sample_compiled(*random_case(sizes, num_points=num_points, num_queries=50)).any()
