@@ -156,12 +156,13 @@ def _intersect(detections: BoundaryTubes, tracks: BoundaryTubes, pairs: np.ndarr
 
 def _column_runs(tubes: TubeRuns, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Runs of the tubes at `index`: first row of pixels, row behind the last, column in the tube, and which tube."""
-    num_rows = tubes.first[index + 1] - tubes.first[index]
-    rows = np.repeat(tubes.first[index], num_rows) + ranges(num_rows)
+    runs = tubes.by_column
+    num_rows = runs.first[index + 1] - runs.first[index]
+    rows = np.repeat(runs.first[index], num_rows) + ranges(num_rows)
     tube = np.repeat(np.arange(len(index)), num_rows)
-    shown = tubes.end[rows] > tubes.start[rows]
+    shown = runs.end[rows] > runs.start[rows]
     rows, tube = rows[shown], tube[shown]
-    start, end, column = tubes.start[rows], tubes.end[rows], tubes.column[rows]
+    start, end, column = runs.start[rows], runs.end[rows], runs.column[rows]
     # Runs that touch inside a column are one run; a file may cut them anywhere.
     goes_on = (start[1:] == end[:-1]) & (column[1:] == column[:-1]) & (tube[1:] == tube[:-1])
     if goes_on.any():

@@ -13,7 +13,7 @@ import numpy as np
 
 from lbvq.evaluation.annotations import GroundTruth, read_predictions
 from lbvq.evaluation.mask_texts import Masks
-from lbvq.evaluation.overlap import TubeRuns
+from lbvq.evaluation.overlap import TubeRuns, check_tubes
 from lbvq.files import rules
 from lbvq.files.mask_file import MaskFile, read_mask_file
 
@@ -182,7 +182,7 @@ def _check_masks(sequence: BurstSequence) -> None:
     def where(index: int, frame: int) -> str:
         return f"{sequence.where}, frame {sequence.frames[frame]}, track {sequence.tracks[index].id}"
 
-    TubeRuns([track.masks for track in sequence.tracks], sequence.size, where)
+    check_tubes([track.masks for track in sequence.tracks], sequence.size, where)
 
 
 def _keep_best(sequence: BurstSequence) -> None:

@@ -9,16 +9,29 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import chain, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lbvq.evaluation.mask_texts import Masks
 from lbvq.masks.compiled import load_compiled
-from lbvq.masks.runs import FrameRuns, decode_masks
+from lbvq.masks.runs import FrameRuns, check_masks, decode_masks
 
 _TUBES_AT_ONCE = 16  # that are compared with one; more would leave the processor's cache
 _MAX_TABLES = 4  # of runs per column; masks with more runs in a column are rare
+
+
+class ColumnRuns(NamedTuple):
+    """Foreground runs of N tubes, of which none spans columns; runs of length zero may occur."""
+
+    start: np.ndarray  # (R,) first pixel of every run, counted from the start of its tube
+    end: np.ndarray  # (R,) pixel behind its last one
+    column: np.ndarray  # (R,) its column, counted from the start of the tube: frame * width + x
+    first: np.ndarray  # (N + 1,) row at which each tube begins
+
+    def rows(self, index: int) -> slice:
+        """Rows of one tube."""
+        return slice(int(self.first[index]), int(self.first[index + 1]))
 
 
 class TubeRuns:
@@ -28,10 +41,7 @@ class TubeRuns:
         size_hw: height and width of the frames.
         lengths: (N,) frames of each tube.
         areas: (N, T) foreground pixels in each frame; T is the longest tube's.
-        start: (R,) first pixel of every foreground run, counted from the start of its tube. No run spans columns.
-        end: (R,) pixel behind its last one; runs of length zero may occur.
-        column: (R,) its column, counted from the start of the tube: frame * width + x.
-        first: (N + 1,) row at which each tube begins.
+        whole_runs: the foreground runs as they are in the file, which may go on in the next column.
     """
 
     def __init__(self, tubes: Sequence[Masks], size_hw: tuple[int, int], where: Callable[[int, int], str]) -> None:
@@ -57,40 +67,16 @@ class TubeRuns:
         self.areas = np.zeros((len(tubes), int(self.lengths.max(initial=0))), np.int64)
         self.areas[tube, frame] = runs.areas
         first = runs.first[np.searchsorted(tube, np.arange(len(tubes) + 1))]
-        self._tubes = FrameRuns(runs.start, runs.end, first, self.areas)
+        self.whole_runs = FrameRuns(runs.start, runs.end, first, self.areas)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     @cached_property
-    def _cut(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        start, end, first, _ = self._tubes
-        return _cut_at_columns(start, end, first, self.size_hw[0])
-
-    @property
-    def start(self) -> np.ndarray:
-        """See above; all runs are cut when one of these is asked for."""
-        return self._cut[0]
-
-    @property
-    def end(self) -> np.ndarray:
-        """See above."""
-        return self._cut[1]
-
-    @property
-    def column(self) -> np.ndarray:
-        """See above."""
-        return self._cut[2]
-
-    @property
-    def first(self) -> np.ndarray:
-        """See above."""
-        return self._cut[3]
-
-    @property
-    def whole_runs(self) -> FrameRuns:
-        """The runs as they are in the file, which may go on in the next column."""
-        return self._tubes
+    def by_column(self) -> ColumnRuns:
+        """The runs, cut where they go on in the next column."""
+        start, end, first, _ = self.whole_runs
+        return ColumnRuns(*_cut_at_columns(start, end, first, self.size_hw[0]))
 
     def mean_areas(self) -> np.ndarray:
         """(N,) mean area over the frames in which the tube is not empty, 0 for a tube without any."""
@@ -100,25 +86,22 @@ class TubeRuns:
     def boxes(self) -> np.ndarray:
         """(N, 4) smallest box x0, y0, x1, y1 around each tube, over all its frames; zeros for an empty tube."""
         height, width = self.size_hw
+        runs = self.by_column
         boxes = np.zeros((len(self), 4), np.int64)
         for index in range(len(self)):
-            rows = self.rows(index)
-            shown = np.flatnonzero(self.end[rows] > self.start[rows]) + rows.start
+            rows = runs.rows(index)
+            shown = np.flatnonzero(runs.end[rows] > runs.start[rows]) + rows.start
             if len(shown):
-                x, top = self.column[shown] % width, self.column[shown] * height
-                y0, y1 = self.start[shown] - top, self.end[shown] - top
+                x, top = runs.column[shown] % width, runs.column[shown] * height
+                y0, y1 = runs.start[shown] - top, runs.end[shown] - top
                 boxes[index] = x.min(), y0.min(), x.max() + 1, y1.max()
         return boxes
-
-    def rows(self, index: int) -> slice:
-        """Rows of one tube."""
-        return slice(int(self.first[index]), int(self.first[index + 1]))
 
 
 def _cut_at_columns(
     start: np.ndarray, end: np.ndarray, first: np.ndarray, height: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Cut runs that go on in the next column; returns start, end, column and first, see `TubeRuns`."""
+    """Cut runs that go on in the next column; returns start, end, column and first, see `ColumnRuns`."""
     compiled = load_compiled()
     if compiled is not None and start.dtype == np.int32:
         return compiled.cut_at_columns(start, end, first, height)
@@ -134,6 +117,18 @@ def _cut_at_columns(
     top = (column * height).astype(start.dtype)
     start, end = np.maximum(start[row], top), np.minimum(end[row], top + height)
     return start, end, column, np.concatenate(([0], np.cumsum(num_columns)))[first]
+
+
+def check_tubes(tubes: Sequence[Masks], size_hw: tuple[int, int], where: Callable[[int, int], str]) -> None:
+    """Check the masks of N tubes as `TubeRuns` does, which takes longer."""
+
+    def name(index: int) -> str:
+        places = [
+            (tube, frame) for tube, masks in enumerate(tubes) for frame, mask in enumerate(masks) if mask is not None
+        ]
+        return where(*places[index])
+
+    check_masks([mask for masks in tubes for mask in masks if mask is not None], size_hw, name)
 
 
 def ranges(lengths: np.ndarray) -> np.ndarray:
@@ -224,8 +219,9 @@ class _ColumnLookup:
 
     def __init__(self, tubes: TubeRuns, index: int, num_frames: int) -> None:
         """Prepare for tube `index` and others of at most `num_frames` frames."""
-        rows = tubes.rows(index)
-        start, end, column = tubes.start[rows], tubes.end[rows], tubes.column[rows]
+        runs = tubes.by_column
+        rows = runs.rows(index)
+        start, end, column = runs.start[rows], runs.end[rows], runs.column[rows]
         shown = np.flatnonzero(end > start)
         if len(shown) < len(end):
             start, end, column = start.take(shown), end.take(shown), column.take(shown)
@@ -241,10 +237,9 @@ class _ColumnLookup:
 
     def count(self, tubes: TubeRuns, index: np.ndarray) -> np.ndarray:
         """(n,) numbers of pixels that the tubes at (n,) `index` share with ours."""
-        rows = [tubes.rows(each) for each in index.tolist()]
-        start, end, column = (
-            np.concatenate([runs[each] for each in rows]) for runs in (tubes.start, tubes.end, tubes.column)
-        )
+        runs = tubes.by_column
+        rows = [runs.rows(each) for each in index.tolist()]
+        start, end, column = (np.concatenate([numbers[each] for each in rows]) for numbers in runs[:3])
         shared = self._shared(start, end, column)
         num_rows = np.array([each.stop - each.start for each in rows])
         counts = np.zeros(len(index), np.int64)

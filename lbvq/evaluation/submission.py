@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from lbvq.evaluation.annotations import Detection, GroundTruth, Video, read_detection
+from lbvq.evaluation.overlap import check_tubes
 from lbvq.files.json_files import PACKING, json_members, open_json
 from lbvq.files.mask_file import MaskFile, read_mask_file
 from lbvq.files.writing import atomic_path
-from lbvq.masks.runs import check_masks
 
 ARCHIVE_MEMBER = "results.json"
 _MASKS_AT_ONCE = 2048  # decoded together
@@ -199,12 +199,11 @@ def _faults_of_masks(
 ) -> Iterator[tuple[int, str]]:
     """Index and first fault of the detections with a broken mask; all have one frame size."""
 
-    def where(index: int) -> str:
-        places = [(each, frame) for each in detections for frame, mask in enumerate(each.masks) if mask is not None]
-        return f"{_where(places[index][0], file, truth)}, frame {places[index][1]}"
+    def where(index: int, frame: int) -> str:
+        return f"{_where(detections[index], file, truth)}, frame {frame}"
 
     try:
-        check_masks([mask for each in detections for mask in each.masks if mask is not None], size, where)
+        check_tubes([each.masks for each in detections], size, where)
     except ValueError as error:
         if len(detections) == 1:
             yield detections[0].index, str(error)

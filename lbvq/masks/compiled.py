@@ -108,7 +108,7 @@ class Library:
     def cut_at_columns(
         self, start: np.ndarray, end: np.ndarray, first: np.ndarray, height: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Start, end, column and first, see `overlap.TubeRuns`."""
+        """Start, end, column and first, see `overlap.ColumnRuns`."""
         room = len(start)  # as a rule no run is cut
         while True:
             starts, ends, column = np.empty((3, room), np.int32)

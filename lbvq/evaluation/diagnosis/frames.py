@@ -89,8 +89,9 @@ def _compare_video(
 
 def _shared(detections: TubeRuns, index: np.ndarray, tracks: TubeRuns, track: int, num_frames: int) -> np.ndarray:
     """(n, T) pixels that the detections at `index` share with one track."""
-    rows = tracks.rows(track)
-    start, end = tracks.start[rows].astype(np.int64), tracks.end[rows].astype(np.int64)
+    wanted, found = tracks.by_column, detections.by_column
+    rows = wanted.rows(track)
+    start, end = wanted.start[rows].astype(np.int64), wanted.end[rows].astype(np.int64)
     before = np.concatenate(([0], np.cumsum(end - start)))  # pixels of the track before each of its runs
     start, end = np.append(start, np.iinfo(np.int64).max), np.append(end, np.iinfo(np.int64).max)
 
@@ -100,8 +101,8 @@ def _shared(detections: TubeRuns, index: np.ndarray, tracks: TubeRuns, track: in
 
     result = np.zeros((len(index), num_frames), np.int64)
     for place, each in enumerate(index.tolist()):
-        own = detections.rows(each)
-        shared = pixels_before(detections.end[own]) - pixels_before(detections.start[own])
-        frame = detections.column[own] // detections.size_hw[1]
+        own = found.rows(each)
+        shared = pixels_before(found.end[own]) - pixels_before(found.start[own])
+        frame = found.column[own] // detections.size_hw[1]
         result[place] = np.bincount(frame, weights=shared, minlength=num_frames)[:num_frames]
     return result
